@@ -1,0 +1,43 @@
+"""The built-in plugins, registered as any other plugin is."""
+
+from __future__ import annotations
+
+from specplug.controllers import Auto, Fixed
+from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
+from specplug.hookspecs import Register, hookimpl
+from specplug.kv_policies import Full, Streaming
+from specplug.trees import Chain, KAry, Sequoia
+
+
+@hookimpl
+def specplug_register_drafters(register: Register) -> None:
+    register("none", NoDraft)
+    register("self", SelfDraft)
+    register("model", ModelDraft)
+    register("prompt_lookup", PromptLookup)
+
+
+@hookimpl
+def specplug_register_kv_policies(register: Register) -> None:
+    register("full", Full)
+    register("streaming", Streaming)
+
+
+@hookimpl
+def specplug_register_trees(register: Register) -> None:
+    register("chain", Chain)
+    register("sequoia", Sequoia)
+    register("kary", KAry)
+
+
+@hookimpl
+def specplug_register_controllers(register: Register) -> None:
+    register("fixed", Fixed)
+    register("auto", Auto)
+
+
+@hookimpl
+def specplug_register_commands(register: Register) -> None:
+    from specplug.commands import plugins as plugins_command  # noqa: PLC0415
+
+    register("plugins", plugins_command.add_parser)

@@ -1,0 +1,35 @@
+"""The command `specplug`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from specplug.errors import SpecplugError
+from specplug.plugins import plugins
+
+# Commands that come with an extra: what to install when they are asked for and missing.
+EXTRAS = {"demo": "hf", "bench": "hf", "conformance": "test"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status. Errors of ours are one line and status 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="specplug", description="Speculative decoding as a plugin.")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name in plugins().names("commands"):
+        plugins().get("commands", name).factory(subparsers)
+    if given and given[0] in EXTRAS and given[0] not in plugins().names("commands"):
+        print(f"specplug {given[0]} is not installed: pip install 'specplug[{EXTRAS[given[0]]}]'", file=sys.stderr)
+        return 2
+    parsed = parser.parse_args(given)
+    try:
+        return int(parsed.run(parsed))
+    except SpecplugError as error:
+        print(f"specplug: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

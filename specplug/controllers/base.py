@@ -1,0 +1,63 @@
+"""Controllers: how much to speculate, and who drafts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from specplug.drafters.base import Drafter
+from specplug.host import Batch, Host
+from specplug.tree import TreeShape
+
+if TYPE_CHECKING:
+    from specplug.controllers.memory import Memory
+    from specplug.round import Round
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One thing a controller may choose: a drafter (opened) with a tree shape. `label` names it in statistics."""
+
+    label: str
+    drafter: Drafter
+    shape: TreeShape
+    min_context: int = 0  # not worth trying below so many tokens in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One round's decision. `shape` is the arm's, cut to what the rows may still take."""
+
+    arm: Arm
+    shape: TreeShape
+
+
+class Controller:
+    """Base of the controllers. `open` makes the working copy that one generation uses."""
+
+    needs_baseline = False  # whether it wants an arm that drafts nothing beside the others
+    arms: tuple[Arm, ...]
+
+    def open(self, arms: Sequence[Arm], host: Host, memory: Memory) -> Self:
+        """A working copy that chooses among `arms` (at least one, the preferred first)."""
+        working = copy.copy(self)
+        working.arms = tuple(arms)
+        working.setup(host, memory)
+        return working
+
+    def setup(self, host: Host, memory: Memory) -> None:
+        """Prepare the working copy. `memory` outlives the generation."""
+
+    def plan(self, batch: Batch) -> Plan:
+        """Decide for the next round, from what was observed so far and the batch's size and context."""
+        raise NotImplementedError
+
+    def observe(self, finished: Round) -> None:
+        """Learn from a finished round; may come a round late."""
+
+
+def planned(arm: Arm, batch: Batch) -> Plan:
+    """`arm` with its tree cut so that no row gets more tokens than it may take (draft tokens and the bonus)."""
+    return Plan(arm, arm.shape.cut(batch.room - 1))

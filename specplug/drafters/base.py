@@ -1,0 +1,55 @@
+"""What every drafter is: something that fills a token tree for each row of a batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from specplug.host import Batch, Host, Need
+from specplug.tree import TreeBatch, TreeShape
+
+if TYPE_CHECKING:
+    from specplug.round import Round
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """One round's order: fill `shape`, or less. A proposal must not have more draft tokens or depth than `shape`."""
+
+    batch: Batch
+    shape: TreeShape
+
+
+class Drafter:
+    """Base of the drafters.
+
+    A drafter object is configuration; `open` makes the working copy that one generation uses, bound to its host, so
+    that one drafter serves many threads. Override `draft`, and `setup` if there is something to prepare.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    checked: ClassVar[bool] = True  # proposals are checked for range and NaN before they reach the target
+    drafts_with_model: ClassVar[bool] = False  # whether each level of its tree costs a forward
+    host: Host
+
+    def open(self, host: Host) -> Self:
+        """A working copy bound to `host`."""
+        working = copy.copy(self)
+        working.host = host
+        working.setup()
+        return working
+
+    def setup(self) -> None:
+        """Prepare the working copy (`self.host` is set). Called once a generation."""
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        """Propose a tree a row. Child counts are fixed before anything is drawn; nothing drawn may be discarded."""
+        raise NotImplementedError
+
+    def observe(self, finished: Round) -> None:
+        """Learn what became of a round; may come a round late."""
+
+    def forget(self, rows: Sequence[Hashable]) -> None:
+        """These rows have left for good."""

@@ -1,0 +1,32 @@
+"""`model`: a smaller model drafts (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), with any KV policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from specplug.drafters.base import Drafter, DraftRequest
+from specplug.drafters.expand import expand
+from specplug.errors import OptionError
+from specplug.host import DraftRunner, Need
+from specplug.kv_policies import Full, KVPolicy
+from specplug.tree import TreeBatch
+
+
+@dataclass
+class ModelDraft(Drafter):
+    """`model`: the draft, in whatever form the adapter takes (a loaded model, a path)."""
+
+    model: Any = None
+    kv_policy: KVPolicy = Full()
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL_RUNNER})
+    checked: ClassVar[bool] = False
+    drafts_with_model: ClassVar[bool] = True
+
+    def setup(self) -> None:
+        if self.model is None:
+            raise OptionError("drafter 'model' needs a draft: pass draft_model=... (a loaded model or a path).")
+        self._runner: DraftRunner = self.host.runner(self.model, self.kv_policy)
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        return expand(self.host, self._runner, request)

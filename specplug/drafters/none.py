@@ -1,0 +1,19 @@
+"""`none`: propose nothing. Plain decoding through specplug's cache and attention: the honest baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from specplug.drafters.base import Drafter, DraftRequest
+from specplug.tree import TreeBatch, roots_only
+
+
+@dataclass
+class NoDraft(Drafter):
+    """Every round verifies the root alone and yields one token."""
+
+    checked: ClassVar[bool] = False
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        return roots_only(request.batch.roots)

@@ -1,0 +1,68 @@
+"""`prompt_lookup`: propose what followed the last occurrence of the newest n-gram (Saxena 2023, "prompt lookup decoding")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from specplug.drafters.base import Drafter, DraftRequest
+from specplug.errors import OptionError
+from specplug.host import Batch, Need
+from specplug.tree import TreeBatch, chain_trees, roots_only
+
+
+@dataclass
+class PromptLookup(Drafter):
+    """Match the last `ngram` tokens, else fewer down to `shortest`, in the row's own committed text."""
+
+    ngram: int = 3
+    shortest: int = 1
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.HISTORY})
+    checked: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.ngram:
+            raise OptionError(f"prompt_lookup: needs 1 <= shortest <= ngram, got {self.shortest} and {self.ngram}.")
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        batch, length = request.batch, request.shape.depth
+        if length == 0:
+            return roots_only(batch.roots)
+        start, found = find_continuation(batch, self.ngram, self.shortest)
+        history, ends = batch.history, batch.history_ends
+        assert history is not None and ends is not None  # Need.HISTORY
+        columns = start[:, None] + torch.arange(length, device=history.device)
+        counts = torch.where(found, (ends - start).clamp(max=length), 0)
+        longest = int(counts.max())
+        if longest == 0:
+            return roots_only(batch.roots)
+        tokens = history.gather(1, columns[:, :longest].clamp(max=history.shape[1] - 1))
+        return chain_trees(batch.roots, tokens, counts if batch.num_rows > 1 else None)
+
+
+def find_continuation(batch: Batch, ngram: int, shortest: int) -> tuple[Tensor, Tensor]:
+    """Where the text goes on after the most recent earlier occurrence of the longest matching suffix.
+
+    Returns the column of the first continuing token [B] int64 and whether there is one [B] bool.
+    """
+    history, ends, starts = batch.history, batch.history_ends, batch.history_starts
+    assert history is not None and ends is not None and starts is not None
+    width = history.shape[1]
+    column = torch.arange(width, device=history.device)
+    # run[b, j]: how many tokens up to column j equal as many tokens up to the root, at most `ngram`
+    run = torch.zeros_like(history)
+    unbroken = (column[None] < ends[:, None] - 1) & (column[None] >= starts[:, None])
+    for back in range(ngram):
+        suffix = history.gather(1, (ends - 1 - back).clamp(min=0)[:, None])
+        same = torch.zeros_like(unbroken)
+        same[:, back:] = history[:, : width - back] == suffix
+        inside = (column[None] - back >= starts[:, None]) & (ends[:, None] - 1 - back >= starts[:, None])
+        unbroken = unbroken & same & inside
+        run += unbroken
+    # the longest match, and among equals the most recent
+    best = (run * width + column).argmax(dim=1)
+    length = run.gather(1, best[:, None]).squeeze(1)
+    return best + 1, length >= shortest

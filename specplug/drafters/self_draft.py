@@ -1,0 +1,32 @@
+"""`self`: the target drafts for itself over a sparse view of its own KV cache (MagicDec, arXiv 2408.11049).
+
+No second model, no prefill, no second cache: with a long context and a big batch a decode step is bound by reading the
+KV cache, so a forward that reads 512 positions instead of 32 k is cheap although all weights are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from specplug.drafters.base import Drafter, DraftRequest
+from specplug.drafters.expand import expand
+from specplug.host import DraftRunner, Need
+from specplug.kv_policies import KVPolicy, Streaming
+from specplug.tree import TreeBatch
+
+
+@dataclass
+class SelfDraft(Drafter):
+    """The target over `kv_policy`'s view of its own cache."""
+
+    kv_policy: KVPolicy = Streaming()
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TARGET_RUNNER})
+    checked: ClassVar[bool] = False
+    drafts_with_model: ClassVar[bool] = True
+
+    def setup(self) -> None:
+        self._runner: DraftRunner = self.host.runner(None, self.kv_policy)
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        return expand(self.host, self._runner, request)

@@ -1,0 +1,114 @@
+"""What an adapter supplies: the host protocol, and the values that cross it.
+
+An adapter only translates between its framework and these; the method itself (round.py) is the same everywhere.
+Rows have identities: they join, leave, pause and come back, and whatever a drafter or controller remembers hangs on
+the identity, never on the position in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from specplug.kv_policies.base import KVPolicy
+from specplug.tree import TreeBatch, TreeShape
+from specplug.verify import Targets, Verdict
+
+
+class Need(StrEnum):
+    """What a method may ask of a host; declared at set-up, refused by name where the host lacks it."""
+
+    HISTORY = "history"  # committed token ids (Batch.history)
+    TARGET_RUNNER = "target_runner"  # the target drafting over a sparse view of its own cache
+    MODEL_RUNNER = "model_runner"  # another model beside the target
+    HIDDEN_STATES = "hidden_states"  # of the node that sampled the bonus token, also after prefill
+    QUERIES = "queries"  # the last committed queries of every layer, with their log-sum-exp
+    TARGET_PASS = "target_pass"  # auxiliary nodes inside the target's own forward
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one round. `rows[b]` is the identity of row b; B = len(rows)."""
+
+    rows: tuple[Hashable, ...]
+    roots: Tensor  # [B] int64: newest committed token, its KV not in the cache
+    lengths: Tensor  # [B] int64: tokens in the cache, so also the root's place in it
+    seeds: Tensor  # [B] int64: seed of the row's draws
+    sampling: bool  # False: every row is greedy
+    context: int  # most tokens in the cache of any row, known without asking the device
+    room: int  # most tokens that any row may still take (>= 1), known without asking the device
+    history: Tensor | None = None  # [B, T] int64: committed tokens, the root last, if the host has Need.HISTORY
+    history_ends: Tensor | None = None  # [B] int64: row b's tokens stand in [history_starts[b], history_ends[b])
+    history_starts: Tensor | None = None  # [B] int64
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What was really kept: the host may cut what was accepted (stop, grammar, length)."""
+
+    num_new: Sequence[int] | Tensor  # [B]: tokens committed, bonus included
+    finished: tuple[Hashable, ...] = ()  # rows that left the batch
+
+
+class DraftRunner(Protocol):
+    """A model that drafts over a KV policy's view of the committed tokens. One round: `begin`, then `extend` by level.
+
+    Its cache for draft nodes is scratch: nothing of an unfinished round is seen by the next.
+    """
+
+    vocab_size: int
+
+    def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
+        """Read what was committed since the last round, the root included; logits at the root, [B, 1, V]."""
+        ...
+
+    def extend(self, tokens: Tensor, level: int) -> Tensor:
+        """Forward the nodes of `level` (1, 2, ...), `tokens` [B, w]; logits at them, [B, w, V]."""
+        ...
+
+
+class Host(Protocol):
+    """The framework's side of a round."""
+
+    vocab_size: int
+    device: torch.device
+    capabilities: frozenset[Need]
+    key: Hashable  # what measured times hold for: model, device, dtype
+    kv_bytes: int  # bytes of one token's keys and values over all layers, for the estimate of what was read
+
+    def batch(self) -> Batch:
+        """The rows to speculate for now."""
+        ...
+
+    def runner(self, model: Any | None, policy: KVPolicy) -> DraftRunner:
+        """A runner for `model` (None: the target itself) that reads what `policy` selects. Called at set-up."""
+        ...
+
+    def verify(self, batch: Batch, trees: TreeBatch) -> Tensor:
+        """Forward every node through the target with its whole cache: logits [B, N, V] of the model's dtype."""
+        ...
+
+    def distributions(self, batch: Batch, logits: Tensor, trees: TreeBatch) -> Targets:
+        """Apply the framework's processors to `logits` with each node's own prefix."""
+        ...
+
+    def draft_law(self, batch: Batch, logits: Tensor) -> Tensor:
+        """The law a draft token is drawn from, after the warpers that need no prefix: [B, w, V] -> float32 probabilities."""
+        ...
+
+    def commit(self, batch: Batch, trees: TreeBatch, verdict: Verdict) -> Commit:
+        """Keep the accepted path's KV and append the new tokens to each row."""
+        ...
+
+    def padded_tokens(self, sizes: Sequence[int]) -> int:
+        """Tokens a verify of rows with `sizes` nodes really computes (padding included); it enters the cost."""
+        ...

@@ -1,0 +1,7 @@
+"""KV policies: what part of the cache a draft reads. One method a file."""
+
+from specplug.kv_policies.base import KVPolicy, KVSelection
+from specplug.kv_policies.full import Full
+from specplug.kv_policies.streaming import Streaming
+
+__all__ = ["Full", "KVPolicy", "KVSelection", "Streaming"]

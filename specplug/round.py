@@ -1,0 +1,88 @@
+"""One round of speculative decoding: plan, draft, verify, commit. The same function in every framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from specplug.controllers.base import Plan
+from specplug.drafters.base import DraftRequest
+from specplug.host import Batch, Commit, Host
+from specplug.proposal import check_proposal
+from specplug.random import BONUS_STREAM, VERIFY_STREAM, uniforms
+from specplug.tree import TreeBatch
+from specplug.verify import Targets, Verdict, verify_greedy, verify_sampled
+
+if TYPE_CHECKING:
+    from specplug.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Wall time of the parts of one round, in seconds; `other` is planning, laws, and the accept decision."""
+
+    draft: float
+    verify: float
+    commit: float
+    other: float
+
+    @property
+    def total(self) -> float:
+        return self.draft + self.verify + self.commit + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What happened in one round. Tensors are as they were on the device; reading them waits for it."""
+
+    batch: Batch
+    plan: Plan
+    trees: TreeBatch
+    targets: Targets
+    verdict: Verdict
+    commit: Commit
+    seconds: Seconds
+
+
+def run_round(host: Host, session: Session) -> Round:
+    """Advance every row of `host.batch()` by at least one token, exactly as the target alone would have.
+
+    The caller hands the result to `session.observe`, at once or a round later (overlapped scheduling): nothing here
+    needs the last round's result. An exception leaves the cache as it was: lengths move only in `commit`.
+    """
+    start = perf_counter()
+    batch = host.batch()
+    plan = session.controller.plan(batch)
+    planned = perf_counter()
+
+    trees = plan.arm.drafter.draft(DraftRequest(batch, plan.shape))
+    check_proposal(trees, batch, plan, host.vocab_size)
+    drafted = perf_counter()
+
+    logits = host.verify(batch, trees)
+    verified = perf_counter()
+
+    targets = host.distributions(batch, logits, trees)
+    verdict = accept(batch, trees, targets)
+    decided = perf_counter()
+
+    commit = host.commit(batch, trees, verdict)
+    done = perf_counter()
+    seconds = Seconds(
+        draft=drafted - planned,
+        verify=verified - drafted,
+        commit=done - decided,
+        other=(planned - start) + (decided - verified),
+    )
+    return Round(batch, plan, trees, targets, verdict, commit, seconds)
+
+
+def accept(batch: Batch, trees: TreeBatch, targets: Targets) -> Verdict:
+    """The path that the target accepts: greedy by its argmax, sampled by recursive rejection (verify.py)."""
+    if targets.tokens is not None:
+        return verify_greedy(trees, targets.tokens)
+    assert targets.probs is not None
+    accepts = uniforms(batch.seeds, batch.lengths, VERIFY_STREAM, trees.num_nodes)
+    bonus = uniforms(batch.seeds, batch.lengths, BONUS_STREAM, 1)
+    return verify_sampled(trees, targets.probs, accepts, bonus[:, 0])

@@ -1,0 +1,40 @@
+"""One generation's working state: opened drafters, controller, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from specplug.controllers.base import Arm, Controller
+from specplug.controllers.memory import Memory
+from specplug.host import Host
+from specplug.plugins import round_listeners
+from specplug.round import Round
+from specplug.stats import SpecStats
+
+
+class Session:
+    """Made by `Speculator.open(host)`; used by one thread. `arms` are already opened on `host`."""
+
+    def __init__(self, host: Host, arms: Sequence[Arm], controller: Controller, memory: Memory) -> None:
+        self.host = host
+        self.stats = SpecStats()
+        self.arms = tuple(arms)
+        self.controller = controller.open(arms, host, memory)
+        self._drafters = list({id(arm.drafter): arm.drafter for arm in arms}.values())
+        self._listeners = round_listeners()
+
+    def observe(self, finished: Round) -> None:
+        """Tell statistics, controller, drafters and listeners what became of a round; may come a round late."""
+        self.stats.observe(finished, self.host.kv_bytes)
+        self.controller.observe(finished)
+        for drafter in self._drafters:
+            drafter.observe(finished)
+        if finished.commit.finished:
+            self.forget(finished.commit.finished)
+        if self._listeners is not None:
+            self._listeners(event=finished)
+
+    def forget(self, rows: Sequence[Hashable]) -> None:
+        """These rows have left for good."""
+        for drafter in self._drafters:
+            drafter.forget(rows)

@@ -1,0 +1,131 @@
+"""What a user configures: drafter, KV policy, tree, controller, kernel; each by name, with options, or as an object."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from specplug.controllers import Arm, Controller, Memory
+from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
+from specplug.errors import OptionError, UnsupportedError
+from specplug.host import Host, Need
+from specplug.kv_policies import Full, KVPolicy, Streaming
+from specplug.session import Session
+from specplug.specification import build
+from specplug.stats import SpecStats
+from specplug.tree import ROOT_ONLY, TreeShape
+from specplug.trees import Chain, Sequoia, TreeBuilder
+
+AUTO = "auto"
+
+
+@dataclass
+class Speculator:
+    """One set-up for speculative decoding; any field left at `"auto"` is chosen from what is there.
+
+    `drafter`: a name (`"self"`, `"model"`, `"prompt_lookup"`, `"none"`, a plugin's), with options
+    (`"prompt_lookup:ngram=4"`), or a `Drafter`. `draft_model`: the draft, as the adapter takes it (a loaded model, a
+    path). `kv_policy`, `tree`, `controller`: names, with options, or objects. `kernel`: attention kernel. `seed`: seed
+    of the sampled draws; None draws one from the framework's generator. May be used by several threads at once.
+
+    Raises `SpecplugError` here, at construction, for whatever can be known to be wrong.
+    """
+
+    drafter: str | Drafter = AUTO
+    draft_model: Any = None
+    kv_policy: str | KVPolicy = AUTO
+    tree: str | TreeBuilder = AUTO
+    controller: str | Controller = AUTO
+    kernel: str = AUTO
+    seed: int | None = None
+    stats: SpecStats = field(default_factory=SpecStats, init=False, repr=False, compare=False)
+    _memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
+    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        policy = _resolve("kv_policies", self.kv_policy, KVPolicy)
+        tree = _resolve("trees", self.tree, TreeBuilder)
+        drafter = _resolve("drafters", self.drafter, Drafter, model=self.draft_model, **_given(kv_policy=policy))
+        self._controller: Controller = _resolve("controllers", self.controller, Controller) or build("controllers", AUTO)
+        self._shapes: list[TreeShape] | None = None if tree is None else [tree.build()]
+        self._candidates: list[Drafter] = [drafter] if drafter is not None else self._default_drafters(policy)
+        if isinstance(drafter, ModelDraft) and drafter.model is None:
+            raise OptionError("drafter='model' needs a draft: pass draft_model=... (a loaded model or a path).")
+        if self.draft_model is not None and drafter is not None and not isinstance(drafter, ModelDraft):
+            raise OptionError(f"draft_model is given, but drafter={self.drafter!r} would not use it; use drafter='model'.")
+
+    def _default_drafters(self, policy: KVPolicy | None) -> list[Drafter]:
+        drafters: list[Drafter] = []
+        if self.draft_model is not None:
+            drafters.append(ModelDraft(self.draft_model, policy or Full()))
+        drafters.append(PromptLookup())
+        if not isinstance(policy, Full):
+            drafters.append(SelfDraft(policy or Streaming()))
+        return drafters
+
+    def open(self, host: Host) -> Session:
+        """The working state of one generation on `host`."""
+        return Session(host, list(self._arms(host)), self._controller, self._memory)
+
+    def finish(self, session: Session) -> None:
+        """Keep the statistics of a finished generation as `stats`."""
+        with self._lock:
+            self.stats = session.stats
+
+    def _arms(self, host: Host) -> Iterator[Arm]:
+        for drafter in self._candidates:
+            _check_needs(drafter, host, self.drafter)
+            shapes = [ROOT_ONLY] if isinstance(drafter, NoDraft) else self._shapes or default_shapes(drafter)
+            opened = drafter.open(host)
+            for shape in shapes:
+                yield Arm(_label(drafter, shape), opened, shape, _min_context(drafter))
+        if self._controller.needs_baseline and not isinstance(self._candidates[-1], NoDraft):
+            yield Arm("none", NoDraft().open(host), ROOT_ONLY)
+
+
+def default_shapes(drafter: Drafter) -> list[TreeShape]:
+    """Trees to choose from when none was asked for; the first is what a fixed controller takes."""
+    if isinstance(drafter, PromptLookup):
+        return [Chain(10).build(), Chain(4).build()]
+    if isinstance(drafter, SelfDraft):
+        return [Chain(3).build(), Chain(2).build(), Chain(5).build()]
+    return [Sequoia(8, 4).build(), Chain(3).build(), Sequoia(16, 6).build()]
+
+
+def _min_context(drafter: Drafter) -> int:
+    """Self-speculation cannot pay before the cache is well over what the draft reads of it (MagicDec, section 3)."""
+    if isinstance(drafter, SelfDraft) and drafter.kv_policy.budget is not None:
+        return 4 * drafter.kv_policy.budget
+    return 0
+
+
+def _label(drafter: Drafter, shape: TreeShape) -> str:
+    kind = "chain" if shape.is_chain else "tree"
+    return f"{type(drafter).__name__}/{kind}:{shape.size}" + ("" if shape.is_chain else f"x{shape.depth}")
+
+
+def _check_needs(drafter: Drafter, host: Host, asked: object) -> None:
+    missing = sorted(need.value for need in drafter.needs if need not in host.capabilities)
+    if missing:
+        name = asked if isinstance(asked, str) and asked != AUTO else type(drafter).__name__
+        raise UnsupportedError(
+            f"Drafter {name!r} needs {', '.join(missing)}, which {type(host).__name__} cannot give; choose another drafter."
+        )
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _resolve(kind: str, value: Any, base: type, **extra: Any) -> Any:
+    """The object meant by `value`: itself, or what its specification string names; None for "auto"."""
+    if isinstance(value, str):
+        return None if value == AUTO else build(kind, value, **extra)
+    if isinstance(value, base):
+        return value
+    raise OptionError(f"{kind}: expected a name or a {base.__name__}, got {value!r} of type {type(value).__name__}.")
+
+
+__all__ = ["Need", "Speculator", "default_shapes"]

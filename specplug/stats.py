@@ -1,0 +1,116 @@
+"""Statistics of a generation. `num_accepted` counts draft tokens; `accepted_length` includes the bonus token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from specplug.round import Round
+
+
+@dataclass(slots=True)
+class SpecStats:
+    """Counts and times, summed over rounds and rows. Times in seconds, `kv_bytes_read` an estimate in bytes."""
+
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    row_rounds: int = 0
+    proposed_by_depth: Counter[int] = field(default_factory=Counter)
+    accepted_by_depth: Counter[int] = field(default_factory=Counter)
+    emitted_by_row: Counter[Hashable] = field(default_factory=Counter)
+    rounds_by_row: Counter[Hashable] = field(default_factory=Counter)
+    rounds_by_arm: Counter[str] = field(default_factory=Counter)
+    tree_sizes: Counter[int] = field(default_factory=Counter)
+    draft_forwards: int = 0
+    target_forwards: int = 0
+    seconds_draft: float = 0.0
+    seconds_verify: float = 0.0
+    seconds_commit: float = 0.0
+    seconds_other: float = 0.0
+    seconds_prefill: float = 0.0
+    kv_bytes_read: int = 0
+
+    def observe(self, finished: Round, kv_bytes: int) -> None:
+        """Add a finished round; reads its results, so it waits for the device."""
+        batch, trees = finished.batch, finished.trees
+        accepted = finished.verdict.num_accepted.tolist()
+        new = [int(n) for n in finished.commit.num_new]
+        self.rounds += 1
+        self.row_rounds += len(new)
+        self.emitted += sum(new)
+        self.target_forwards += 1
+        drafter = finished.plan.arm.drafter
+        steps = finished.plan.shape.depth if drafter.drafts_with_model else 0
+        self.draft_forwards += steps
+        self._count_proposed(finished)
+        for row, taken, kept in zip(batch.rows, accepted, new, strict=True):
+            taken = min(taken, kept)  # the host may have cut it
+            self.accepted += taken
+            for depth in range(1, taken + 1):
+                self.accepted_by_depth[depth] += 1
+            self.emitted_by_row[row] += kept
+            self.rounds_by_row[row] += 1
+        self.rounds_by_arm[finished.plan.arm.label] += 1
+        self.tree_sizes[trees.num_nodes - 1] += 1
+        self._count_time(finished)
+        self.kv_bytes_read += kv_bytes * batch.num_rows * (batch.context + trees.num_nodes)
+
+    def _count_proposed(self, finished: Round) -> None:
+        trees, rows = finished.trees, finished.batch.num_rows
+        if trees.num_nodes == 1:
+            return
+        if trees.valid is None:
+            self.proposed += rows * (trees.num_nodes - 1)
+            repeats = rows if trees.depths.shape[0] == 1 else 1
+            depths = trees.depths[:, 1:].flatten().tolist()
+        else:
+            real = trees.valid[:, 1:]
+            self.proposed += int(real.sum())
+            repeats, depths = 1, trees.depths.expand(rows, -1)[:, 1:][real].tolist()
+        for depth in depths:
+            self.proposed_by_depth[depth] += repeats
+
+    def _count_time(self, finished: Round) -> None:
+        self.seconds_draft += finished.seconds.draft
+        self.seconds_verify += finished.seconds.verify
+        self.seconds_commit += finished.seconds.commit
+        self.seconds_other += finished.seconds.other
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over proposed draft tokens; 0 if nothing was proposed."""
+        return self.accepted / self.proposed if self.proposed else 0.0
+
+    @property
+    def accepted_length(self) -> float:
+        """Mean tokens a row and round, the bonus included."""
+        return self.emitted / self.row_rounds if self.row_rounds else 0.0
+
+    @property
+    def accepted_length_by_row(self) -> dict[Hashable, float]:
+        """`accepted_length` of each row."""
+        return {row: self.emitted_by_row[row] / rounds for row, rounds in self.rounds_by_row.items()}
+
+    @property
+    def acceptance_by_depth(self) -> dict[int, float]:
+        """P(a token is accepted at this depth): accepted at the depth over rows and rounds that proposed there."""
+        return {
+            depth: self.accepted_by_depth[depth] / self.row_rounds for depth in sorted(self.proposed_by_depth)
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready values."""
+        plain = {
+            name: dict(value) if isinstance(value, Counter) else value
+            for name in self.__slots__
+            for value in [getattr(self, name)]
+        }
+        return plain | {
+            "acceptance_rate": self.acceptance_rate,
+            "accepted_length": self.accepted_length,
+            "acceptance_by_depth": self.acceptance_by_depth,
+        }
