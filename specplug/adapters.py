@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ import wrapt
 from specplug.errors import OptionError
 from specplug.plugins import GROUP, plugins
 from specplug.speculator import Speculator
+
+logger = logging.getLogger(__name__)
 
 
 class Adapter(Protocol):
@@ -43,10 +46,12 @@ def install_own() -> None:
     """
     for point in importlib.metadata.entry_points(group=GROUP):
         if point.dist is not None and point.dist.name == "specplug":
-            module = point.load()
-            register = getattr(module, "specplug_register_adapters", None)
-            if register is not None:
-                register(register=lambda name, factory: _install_with(factory()))
+            try:
+                register = getattr(point.load(), "specplug_register_adapters", None)
+                if register is not None:
+                    register(register=lambda name, factory: _install_with(factory()))
+            except Exception as error:  # the core works without; plugins() says so again when it is asked for
+                logger.warning("specplug: adapter %r failed to load: %s: %s", point.name, type(error).__name__, error)
 
 
 _arranged: set[str] = set()

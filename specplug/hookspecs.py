@@ -58,6 +58,7 @@ def specplug_register_commands(register: Register) -> None:
 @hookspec
 def specplug_conformance_cases() -> Iterable[Any]:
     """Cases that the conformance suite runs besides its own."""
+    return ()
 
 
 @hookspec

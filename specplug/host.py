@@ -58,6 +58,11 @@ class Commit:
     num_new: Sequence[int] | Tensor  # [B]: tokens committed, bonus included
     finished: tuple[Hashable, ...] = ()  # rows that left the batch
 
+    @property
+    def counts(self) -> list[int]:
+        """`num_new` as integers; waits for the device, once."""
+        return [int(n) for n in (self.num_new.tolist() if isinstance(self.num_new, Tensor) else self.num_new)]
+
 
 class DraftRunner(Protocol):
     """A model that drafts over a KV policy's view of the committed tokens. One round: `begin`, then `extend` by level.

@@ -21,6 +21,7 @@ from specplug.errors import PluginLoadError, unknown_name
 
 GROUP = "specplug"
 KINDS = ("drafters", "kv_policies", "trees", "controllers", "kernels", "adapters", "commands")
+SINGULAR = {"kv_policies": "KV policy"}
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +52,32 @@ class Plugins:
 
     def register(self, module: Any, source: str) -> None:
         """Register a plugin (a module or an object with hook implementations) and collect its names."""
-        self.manager.register(module, source)
+        if self.manager.is_registered(module):
+            raise PluginLoadError(f"{source}: registered already, as {self.manager.get_name(module)}.")
         try:
+            self.manager.register(module, source)
             self.manager.check_pending()
+            self._check_decorated(module, source)
+            others = [plugin for plugin in self.manager.get_plugins() if plugin is not module]
+            hooks = {caller.name for caller in self.manager.get_hookcallers(module) or ()}
             for kind in KINDS:
                 hook = f"specplug_register_{kind}"
-                if hasattr(module, hook):
-                    others = [p for p in self.manager.get_plugins() if p is not module]
+                if hook in hooks:
                     self.manager.subset_hook_caller(hook, others)(register=self._adder(kind, source))
         except Exception:
-            self.manager.unregister(module)
+            if self.manager.is_registered(module):
+                self.manager.unregister(module)
             for table in self._tables.values():
                 for name in [name for name, plugin in table.items() if plugin.source == source]:
                     del table[name]
             raise
+
+    def _check_decorated(self, module: Any, source: str) -> None:
+        """A register function without its decorator would be passed over in silence."""
+        for kind in KINDS:
+            hook = f"specplug_register_{kind}"
+            if hasattr(module, hook) and self.manager.parse_hookimpl_opts(module, hook) is None:
+                raise PluginLoadError(f"{source}: {hook} lacks the decorator @specplug.hookimpl.")
 
     def _adder(self, kind: str, source: str) -> Callable[[str, Callable[..., Any]], None]:
         def add(name: str, factory: Callable[..., Any]) -> None:
@@ -84,8 +97,9 @@ class Plugins:
             try:
                 self.register(point.load(), source)
             except Exception as error:  # a stranger's code: one that fails must not take the others along
-                self.failed[point.name] = f"{source}: {type(error).__name__}: {error}"
-                logger.warning("specplug: entry point %r failed to load: %s", point.name, self.failed[point.name])
+                reason = f"{source}: {type(error).__name__}: {error}"
+                self.failed[source if point.name in self.failed else point.name] = reason
+                logger.warning("specplug: entry point %r failed to load: %s", point.name, reason)
 
     def get(self, kind: str, name: str) -> Plugin:
         """The plugin called `name`. Unknown: an error with the nearest and all known names, and what failed to load."""
@@ -94,7 +108,7 @@ class Plugins:
             return plugin
         if name in self.failed:
             raise PluginLoadError(f"Plugin {name!r} failed to load: {self.failed[name]}")
-        error = unknown_name(kind.replace("_", " ").removesuffix("s").replace("policie", "policy"), name, self.names(kind))
+        error = unknown_name(SINGULAR.get(kind, kind.removesuffix("s")), name, self.names(kind))
         if self.failed:
             listed = "; ".join(f"{point}: {reason}" for point, reason in self.failed.items())
             raise PluginLoadError(f"{error} Entry points that failed to load: {listed}")
@@ -109,7 +123,8 @@ class Plugins:
         return [self._tables[kind][name] for kind in KINDS for name in self.names(kind)]
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+_loading = False
 
 
 @lru_cache(maxsize=1)
@@ -119,8 +134,17 @@ def _loaded() -> Plugins:
 
 def plugins() -> Plugins:
     """The process's plugins, loaded on first use."""
+    global _loading  # noqa: PLW0603  (guarded by the lock)
     with _lock:
-        return _loaded()
+        if _loading:  # the same thread: a plugin's own code, while it is being loaded
+            raise PluginLoadError(
+                "A plugin asked for plugins while it was being loaded; ask when it is used, not before."
+            )
+        _loading = True
+        try:
+            return _loaded()
+        finally:
+            _loading = False
 
 
 def round_listeners() -> Callable[..., Any] | None:

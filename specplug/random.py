@@ -9,14 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64; multiplied in tensors it wraps, in Python use _wrap
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 # Where in a round's counter space each purpose draws, so that no two purposes ever share a draw.
-DRAFT_STREAM = 1
-VERIFY_STREAM = 2
-BONUS_STREAM = 3
+DRAFT_STREAM = 1  # of the first level; the others follow in steps of 256 (drafters/expand.py)
+VERIFY_STREAM = 2  # index 0: the bonus token; index i: the acceptance of node i
+
+
+def _wrap(number: int) -> int:
+    """A Python integer modulo 2**64 as a signed one: what int64 arithmetic would have made of it."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -36,14 +40,14 @@ def uniforms(seeds: Tensor, positions: Tensor, stream: int, count: int) -> Tenso
     """
     index = torch.arange(count, device=seeds.device, dtype=torch.int64)
     key = _mix(seeds + _GOLDEN * (positions + 1))
-    key = _mix(key + _GOLDEN * stream)
+    key = _mix(key + _wrap(_GOLDEN * stream))
     bits = _mix(key[:, None] + _GOLDEN * (index + 1))
     return (_shift_right(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
 def row_seeds(seed: int, rows: int, device: torch.device) -> Tensor:
     """A seed a row derived from one `seed`: [rows] int64; row i's depends on `seed` and i only."""
-    return _mix(seed + _GOLDEN * torch.arange(1, rows + 1, device=device, dtype=torch.int64))
+    return _mix(_wrap(seed) + _GOLDEN * torch.arange(1, rows + 1, device=device, dtype=torch.int64))
 
 
 def draw(weights: Tensor, uniform: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from specplug.controllers.base import Plan
 from specplug.drafters.base import DraftRequest
 from specplug.host import Batch, Commit, Host
 from specplug.proposal import check_proposal
-from specplug.random import BONUS_STREAM, VERIFY_STREAM, uniforms
+from specplug.random import VERIFY_STREAM, uniforms
 from specplug.tree import TreeBatch
 from specplug.verify import Targets, Verdict, verify_greedy, verify_sampled
 
@@ -83,6 +83,6 @@ def accept(batch: Batch, trees: TreeBatch, targets: Targets) -> Verdict:
     if targets.tokens is not None:
         return verify_greedy(trees, targets.tokens)
     assert targets.probs is not None
+    # the root is not up for acceptance, so its number is free for the bonus token
     accepts = uniforms(batch.seeds, batch.lengths, VERIFY_STREAM, trees.num_nodes)
-    bonus = uniforms(batch.seeds, batch.lengths, BONUS_STREAM, 1)
-    return verify_sampled(trees, targets.probs, accepts, bonus[:, 0])
+    return verify_sampled(trees, targets.probs, accepts, accepts[:, 0])

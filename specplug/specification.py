@@ -6,18 +6,25 @@ import inspect
 from typing import Any
 
 from specplug.errors import OptionError, SpecplugError, unknown_name
-from specplug.plugins import Plugin, plugins
+from specplug.plugins import SINGULAR, plugins
 
 
 def parse(text: str) -> tuple[str, dict[str, int | float | bool | str]]:
     """Split `name:key=value,...`; values become int, float, bool or stay text. Nothing is evaluated."""
+    name, options = _split(text)
+    return name, {key: _value(value) for key, value in options.items()}
+
+
+def _split(text: str) -> tuple[str, dict[str, str]]:
     name, _, tail = text.strip().partition(":")
-    options: dict[str, int | float | bool | str] = {}
+    options: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in tail.split(","))):
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or not value.strip():
             raise OptionError(f"Cannot read {part!r} in {text!r}: write name:key=value,key=value.")
-        options[key.strip()] = _value(value.strip())
+        if key.strip() in options:
+            raise OptionError(f"Option {key.strip()!r} stands twice in {text!r}.")
+        options[key.strip()] = value.strip()
     return name.strip(), options
 
 
@@ -34,12 +41,13 @@ def _value(text: str) -> int | float | bool | str:
 
 def build(kind: str, text: str, **extra: Any) -> Any:
     """Make the plugin that `text` names. `extra` are values of ours, passed only if the factory takes them."""
-    name, options = parse(text)
+    name, texts = _split(text)
     plugin = plugins().get(kind, name)
-    known = _options(plugin)
-    for option in options:
+    known = inspect.signature(plugin.factory).parameters
+    for option in texts:
         if option not in known:
-            raise unknown_name(f"option of {kind} plugin {name!r}", option, known)
+            raise unknown_name(f"option of {SINGULAR.get(kind, kind.removesuffix('s'))} {name!r}", option, known)
+    options = {key: _typed(text, key, value, known[key].annotation) for key, value in texts.items()}
     given = {key: value for key, value in extra.items() if key in known and key not in options}
     try:
         return plugin.factory(**options, **given)
@@ -49,6 +57,17 @@ def build(kind: str, text: str, **extra: Any) -> Any:
         raise OptionError(f"{text!r}: {error}") from error
 
 
-def _options(plugin: Plugin) -> list[str]:
-    """Names of the options a plugin takes."""
-    return list(inspect.signature(plugin.factory).parameters)
+def _typed(text: str, option: str, value: str, annotation: Any) -> int | float | bool | str:
+    """`value` as the plain type the plugin declares for it; by its looks if it declares another or none."""
+    declared = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    guess = _value(value)
+    if declared == "str":
+        return value
+    if declared == "float" and type(guess) is int:
+        return float(guess)
+    if declared in ("int", "float", "bool") and type(guess).__name__ != declared:
+        raise OptionError(f"{text!r}: {option}={value} must be {_ARTICLES[declared]}.")
+    return guess
+
+
+_ARTICLES = {"int": "a whole number", "float": "a number", "bool": "true or false"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from specplug.controllers import Arm, Controller, Memory
+from specplug.controllers import Arm, Auto, Controller, Memory
 from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.errors import OptionError, UnsupportedError
 from specplug.host import Host, Need
@@ -15,7 +15,7 @@ from specplug.kv_policies import Full, KVPolicy, Streaming
 from specplug.session import Session
 from specplug.specification import build
 from specplug.stats import SpecStats
-from specplug.tree import ROOT_ONLY, TreeShape
+from specplug.tree import ROOT_ONLY, TreeShape, child_counts
 from specplug.trees import Chain, Sequoia, TreeBuilder
 
 AUTO = "auto"
@@ -47,14 +47,19 @@ class Speculator:
     def __post_init__(self) -> None:
         policy = _resolve("kv_policies", self.kv_policy, KVPolicy)
         tree = _resolve("trees", self.tree, TreeBuilder)
-        drafter = _resolve("drafters", self.drafter, Drafter, model=self.draft_model, **_given(kv_policy=policy))
-        self._controller: Controller = _resolve("controllers", self.controller, Controller) or build("controllers", AUTO)
+        drafter = _resolve("drafters", self.drafter, Drafter, **_given(model=self.draft_model, kv_policy=policy))
+        self._controller: Controller = _resolve("controllers", self.controller, Controller) or Auto()
         self._shapes: list[TreeShape] | None = None if tree is None else [tree.build()]
         self._candidates: list[Drafter] = [drafter] if drafter is not None else self._default_drafters(policy)
         if isinstance(drafter, ModelDraft) and drafter.model is None:
             raise OptionError("drafter='model' needs a draft: pass draft_model=... (a loaded model or a path).")
-        if self.draft_model is not None and drafter is not None and not isinstance(drafter, ModelDraft):
-            raise OptionError(f"draft_model is given, but drafter={self.drafter!r} would not use it; use drafter='model'.")
+        unused = drafter is not None and getattr(drafter, "model", None) is not self.draft_model
+        if self.draft_model is not None and unused:
+            raise OptionError(
+                f"draft_model is given, but drafter={self.drafter!r} does not use it; use drafter='model'."
+            )
+        if not isinstance(self.kernel, str):
+            raise OptionError(f"kernel: expected a name, got {self.kernel!r} of type {type(self.kernel).__name__}.")
 
     def _default_drafters(self, policy: KVPolicy | None) -> list[Drafter]:
         drafters: list[Drafter] = []
@@ -64,6 +69,16 @@ class Speculator:
         if not isinstance(policy, Full):
             drafters.append(SelfDraft(policy or Streaming()))
         return drafters
+
+    @property
+    def drafters(self) -> tuple[Drafter, ...]:
+        """The drafters that may be chosen, the preferred first."""
+        return tuple(self._candidates)
+
+    def remembering(self, memory: Memory) -> Speculator:
+        """This Speculator, learning into `memory` (so that what was learnt outlives it)."""
+        self._memory = memory
+        return self
 
     def open(self, host: Host) -> Session:
         """The working state of one generation on `host`."""
@@ -75,13 +90,18 @@ class Speculator:
             self.stats = session.stats
 
     def _arms(self, host: Host) -> Iterator[Arm]:
+        served = 0
         for drafter in self._candidates:
+            if self.drafter == AUTO and not drafter.needs <= host.capabilities:
+                continue  # one of ours that nobody asked for
             _check_needs(drafter, host, self.drafter)
+            served += 1
             shapes = [ROOT_ONLY] if isinstance(drafter, NoDraft) else self._shapes or default_shapes(drafter)
             opened = drafter.open(host)
             for shape in shapes:
+                _check_branching(shape, host)
                 yield Arm(_label(drafter, shape), opened, shape, _min_context(drafter))
-        if self._controller.needs_baseline and not isinstance(self._candidates[-1], NoDraft):
+        if not served or (self._controller.needs_baseline and not isinstance(self._candidates[-1], NoDraft)):
             yield Arm("none", NoDraft().open(host), ROOT_ONLY)
 
 
@@ -115,6 +135,14 @@ def _check_needs(drafter: Drafter, host: Host, asked: object) -> None:
         )
 
 
+def _check_branching(shape: TreeShape, host: Host) -> None:
+    if max(child_counts(shape)) > host.vocab_size:
+        raise OptionError(
+            f"The tree has a node with {max(child_counts(shape))} children, the vocabulary {host.vocab_size} tokens; "
+            "choose a narrower tree."
+        )
+
+
 def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
@@ -122,7 +150,9 @@ def _given(**values: Any) -> dict[str, Any]:
 def _resolve(kind: str, value: Any, base: type, **extra: Any) -> Any:
     """The object meant by `value`: itself, or what its specification string names; None for "auto"."""
     if isinstance(value, str):
-        return None if value == AUTO else build(kind, value, **extra)
+        if value == AUTO:
+            return None
+        value = build(kind, value, **extra)
     if isinstance(value, base):
         return value
     raise OptionError(f"{kind}: expected a name or a {base.__name__}, got {value!r} of type {type(value).__name__}.")

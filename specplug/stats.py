@@ -20,6 +20,7 @@ class SpecStats:
     emitted: int = 0
     row_rounds: int = 0
     proposed_by_depth: Counter[int] = field(default_factory=Counter)
+    tried_by_depth: Counter[int] = field(default_factory=Counter)  # rows and rounds that proposed at the depth
     accepted_by_depth: Counter[int] = field(default_factory=Counter)
     emitted_by_row: Counter[Hashable] = field(default_factory=Counter)
     rounds_by_row: Counter[Hashable] = field(default_factory=Counter)
@@ -38,14 +39,13 @@ class SpecStats:
         """Add a finished round; reads its results, so it waits for the device."""
         batch, trees = finished.batch, finished.trees
         accepted = finished.verdict.num_accepted.tolist()
-        new = [int(n) for n in finished.commit.num_new]
+        new = finished.commit.counts
         self.rounds += 1
         self.row_rounds += len(new)
         self.emitted += sum(new)
         self.target_forwards += 1
         drafter = finished.plan.arm.drafter
-        steps = finished.plan.shape.depth if drafter.drafts_with_model else 0
-        self.draft_forwards += steps
+        self.draft_forwards += finished.plan.shape.depth if drafter.drafts_with_model else 0
         self._count_proposed(finished)
         for row, taken, kept in zip(batch.rows, accepted, new, strict=True):
             taken = min(taken, kept)  # the host may have cut it
@@ -63,16 +63,22 @@ class SpecStats:
         trees, rows = finished.trees, finished.batch.num_rows
         if trees.num_nodes == 1:
             return
-        if trees.valid is None:
-            self.proposed += rows * (trees.num_nodes - 1)
-            repeats = rows if trees.depths.shape[0] == 1 else 1
-            depths = trees.depths[:, 1:].flatten().tolist()
-        else:
-            real = trees.valid[:, 1:]
-            self.proposed += int(real.sum())
-            repeats, depths = 1, trees.depths.expand(rows, -1)[:, 1:][real].tolist()
-        for depth in depths:
-            self.proposed_by_depth[depth] += repeats
+        if trees.shape is not None and trees.valid is None:
+            for depth, (start, stop) in enumerate(trees.shape.levels[1:], start=1):
+                self._count_depth(depth, rows * (stop - start), rows)
+            return
+        depths = trees.depths.expand(rows, -1)[:, 1:]
+        if trees.valid is not None:
+            depths = depths.where(trees.valid[:, 1:], 0)
+        for row in depths.tolist():
+            for depth, nodes in Counter(row).items():
+                if depth:
+                    self._count_depth(depth, nodes, 1)
+
+    def _count_depth(self, depth: int, nodes: int, rows: int) -> None:
+        self.proposed += nodes
+        self.proposed_by_depth[depth] += nodes
+        self.tried_by_depth[depth] += rows
 
     def _count_time(self, finished: Round) -> None:
         self.seconds_draft += finished.seconds.draft
@@ -98,17 +104,16 @@ class SpecStats:
     @property
     def acceptance_by_depth(self) -> dict[int, float]:
         """P(a token is accepted at this depth): accepted at the depth over rows and rounds that proposed there."""
-        return {
-            depth: self.accepted_by_depth[depth] / self.row_rounds for depth in sorted(self.proposed_by_depth)
-        }
+        return {depth: self.accepted_by_depth[depth] / tried for depth, tried in sorted(self.tried_by_depth.items())}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values."""
-        plain = {
-            name: dict(value) if isinstance(value, Counter) else value
-            for name in self.__slots__
-            for value in [getattr(self, name)]
-        }
+        """Everything as JSON-ready values: the keys of counts are integers or text."""
+        plain: dict[str, Any] = {}
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, Counter):
+                value = {key if isinstance(key, int | str) else str(key): count for key, count in value.items()}
+            plain[name] = value
         return plain | {
             "acceptance_rate": self.acceptance_rate,
             "accepted_length": self.accepted_length,

@@ -6,6 +6,7 @@ Node 0 is the root: the newest committed token, whose keys and values are not in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -22,12 +23,15 @@ class TreeShape:
     """The topology of a token tree.
 
     `parents`: parent of each node, breadth first, root = -1. `priority`: rank of each node in the order in which a
-    smaller tree would keep them (root 0; a parent always before its children); a row that gets only `k` draft tokens
-    keeps the nodes with `priority <= k`. Hashable: derived tensors are cached by shape and device.
+    smaller tree would keep them (root 0; a parent before its children, a child before its next sibling: children are
+    drawn and verified in order, so an earlier one cannot be dropped alone); a row that gets only `k` draft tokens keeps
+    the nodes with `priority <= k`. Hashable: derived tensors are cached by shape and device.
     """
 
     parents: tuple[int, ...]
     priority: tuple[int, ...] = field(default=())
+    levels: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)  # (start, stop) of the nodes
+    _hash: int = field(init=False, repr=False, compare=False)  # once: shapes are looked up several times a round
 
     def __post_init__(self) -> None:
         if not self.parents or self.parents[0] != -1:
@@ -41,16 +45,32 @@ class TreeShape:
             raise OptionError("Nodes must stand level by level; use TreeShape.from_parents to sort them.")
         if not self.priority:
             object.__setattr__(self, "priority", tuple(range(len(self.parents))))
+        self._check_priority()
+        starts = [depths.index(level) for level in range(depths[-1] + 1)]
+        object.__setattr__(self, "levels", tuple(zip(starts, [*starts[1:], len(depths)], strict=True)))
+        object.__setattr__(self, "_hash", hash((self.parents, self.priority)))
+
+    def _check_priority(self) -> None:
+        if sorted(self.priority) != list(range(len(self.parents))):
+            raise OptionError(f"priority must rank every node from 0 to {len(self.parents) - 1}, got {self.priority}.")
+        newest: dict[int, int] = {}  # the last child seen of each node
         for node, parent in enumerate(self.parents[1:], start=1):
             if self.priority[parent] >= self.priority[node]:
                 raise OptionError(f"Node {node} has a better priority than its parent {parent}.")
+            elder = newest.get(parent)
+            if elder is not None and self.priority[elder] >= self.priority[node]:
+                raise OptionError(f"Node {node} has a better priority than its elder sibling {elder}.")
+            newest[parent] = node
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def from_parents(cls, parents: list[int]) -> TreeShape:
         """Sort nodes given in any topological order breadth first; the given order becomes the priority."""
-        depths: list[int] = []
-        for parent in parents:
-            depths.append(0 if parent < 0 else depths[parent] + 1)
+        if not all(parent < node for node, parent in enumerate(parents)):
+            raise OptionError(f"A parent must come before its child, got parents {parents}.")
+        depths = _depths(parents)
         order = sorted(range(len(parents)), key=lambda node: (depths[node], node))
         place = {node: i for i, node in enumerate(order)}
         return cls(tuple(-1 if parents[node] < 0 else place[parents[node]] for node in order), tuple(order))
@@ -68,7 +88,7 @@ class TreeShape:
     @property
     def depth(self) -> int:
         """Draft tokens on the longest path."""
-        return len(shape_levels(self)) - 1
+        return len(self.levels) - 1
 
     @property
     def is_chain(self) -> bool:
@@ -79,7 +99,7 @@ class TreeShape:
         """The part of the tree with at most `depth` draft tokens on a path."""
         if depth >= self.depth:
             return self
-        stop = shape_levels(self)[max(depth, 0)][1]
+        stop = self.levels[max(depth, 0)][1]
         kept = self.priority[:stop]
         ranks = {p: i for i, p in enumerate(sorted(kept))}
         return TreeShape(self.parents[:stop], tuple(ranks[p] for p in kept))
@@ -100,12 +120,9 @@ class ShapeTensors:
 ROOT_ONLY = TreeShape((-1,))
 
 
-@lru_cache(maxsize=512)
 def shape_levels(shape: TreeShape) -> tuple[tuple[int, int], ...]:
     """`(start, stop)` node ranges of the levels, the root's first."""
-    depths = _depths(shape.parents)
-    starts = [depths.index(level) for level in range(depths[-1] + 1)]
-    return tuple(zip(starts, [*starts[1:], len(depths)], strict=True))
+    return shape.levels
 
 
 @lru_cache(maxsize=512)
@@ -149,7 +166,7 @@ def shape_tensors(shape: TreeShape, device: torch.device) -> ShapeTensors:
     )
 
 
-def _depths(parents: tuple[int, ...]) -> list[int]:
+def _depths(parents: Sequence[int]) -> list[int]:
     depths: list[int] = []
     for parent in parents:
         depths.append(0 if parent < 0 else depths[parent] + 1)
@@ -194,9 +211,7 @@ def roots_only(roots: Tensor) -> TreeBatch:
     return fill_shape(ROOT_ONLY, roots[:, None])
 
 
-def fill_shape(
-    shape: TreeShape, tokens: Tensor, laws: Tensor | None = None, valid: Tensor | None = None
-) -> TreeBatch:
+def fill_shape(shape: TreeShape, tokens: Tensor, laws: Tensor | None = None, valid: Tensor | None = None) -> TreeBatch:
     """Trees of one `shape` with `tokens` [B, N]; `laws` [B, I, V] by inner node if the children were drawn from them."""
     if tokens.shape[1] != shape.num_nodes:
         raise ProposalError(f"A tree of {shape.num_nodes} nodes needs as many tokens a row, got {tokens.shape[1]}.")

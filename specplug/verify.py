@@ -67,9 +67,9 @@ def verify_greedy(trees: TreeBatch, targets: Tensor) -> Verdict:
         return Verdict(path=zero, num_accepted=zero[:, 0], bonus=targets[:, 0])
     parents = trees.parents.clamp(min=0).expand(num_rows, -1)
     match = trees.tokens == targets.gather(1, parents)
-    match[:, 0] = True
     if trees.valid is not None:
         match &= trees.valid
+    match[:, 0] = True
     broken = (~match)[:, None, :] & trees.ancestors
     # the deepest node without a broken ancestor; the first such node when equal siblings both match
     depths = torch.where(broken.any(-1), -1, trees.depths)

@@ -44,7 +44,7 @@ class Auto(Controller):
         label = finished.plan.arm.label
         first_use = label not in self._warm
         self._warm.add(label)
-        tokens = float(sum(int(n) for n in finished.commit.num_new))
+        tokens = float(sum(finished.commit.counts))
         seconds = finished.seconds.total
         situation.rounds += 1
         situation.seconds += seconds

@@ -9,7 +9,7 @@ from specplug.drafters.base import Drafter, DraftRequest
 from specplug.drafters.expand import expand
 from specplug.errors import OptionError
 from specplug.host import DraftRunner, Need
-from specplug.kv_policies import Full, KVPolicy
+from specplug.kv_policies import Full, KVPolicy, check_policy
 from specplug.tree import TreeBatch
 
 
@@ -22,6 +22,9 @@ class ModelDraft(Drafter):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL_RUNNER})
     checked: ClassVar[bool] = False
     drafts_with_model: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_policy("model", self.kv_policy)
 
     def setup(self) -> None:
         if self.model is None:

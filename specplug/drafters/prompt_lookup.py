@@ -55,7 +55,7 @@ def find_continuation(batch: Batch, ngram: int, shortest: int) -> tuple[Tensor, 
     # run[b, j]: how many tokens up to column j equal as many tokens up to the root, at most `ngram`
     run = torch.zeros_like(history)
     unbroken = (column[None] < ends[:, None] - 1) & (column[None] >= starts[:, None])
-    for back in range(ngram):
+    for back in range(min(ngram, width)):
         suffix = history.gather(1, (ends - 1 - back).clamp(min=0)[:, None])
         same = torch.zeros_like(unbroken)
         same[:, back:] = history[:, : width - back] == suffix

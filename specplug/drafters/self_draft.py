@@ -12,7 +12,7 @@ from typing import ClassVar
 from specplug.drafters.base import Drafter, DraftRequest
 from specplug.drafters.expand import expand
 from specplug.host import DraftRunner, Need
-from specplug.kv_policies import KVPolicy, Streaming
+from specplug.kv_policies import KVPolicy, Streaming, check_policy
 from specplug.tree import TreeBatch
 
 
@@ -24,6 +24,9 @@ class SelfDraft(Drafter):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TARGET_RUNNER})
     checked: ClassVar[bool] = False
     drafts_with_model: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_policy("self", self.kv_policy)
 
     def setup(self) -> None:
         self._runner: DraftRunner = self.host.runner(None, self.kv_policy)

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from specplug.errors import OptionError
+
 
 @dataclass(frozen=True, slots=True)
 class KVSelection:
@@ -34,6 +36,14 @@ class KVPolicy:
     def select(self, lengths: Tensor) -> KVSelection | None:
         """Choose for rows of `lengths` [B] committed tokens; None = read everything. Called at set-up and at refresh."""
         return None
+
+
+def check_policy(drafter: str, policy: object) -> None:
+    """Raise `OptionError` if `policy` is no policy, as when it is named among the options of a drafter."""
+    if not isinstance(policy, KVPolicy):
+        raise OptionError(
+            f"{drafter}: kv_policy must be a KVPolicy, got {policy!r}; name it in Speculator(kv_policy=...)."
+        )
 
 
 def first_positions(count: int, device: torch.device) -> Tensor:

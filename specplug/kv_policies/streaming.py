@@ -19,7 +19,9 @@ class Streaming(KVPolicy):
 
     def __post_init__(self) -> None:
         if self.window < 1:
-            raise OptionError(f"streaming: window={self.window} must be at least 1, or the draft forgets the newest token.")
+            raise OptionError(
+                f"streaming: window={self.window} must be at least 1, or the draft forgets the newest token."
+            )
         if self.sink < 0:
             raise OptionError(f"streaming: sink={self.sink} must not be negative; use sink=0 for none.")
 

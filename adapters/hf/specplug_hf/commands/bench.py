@@ -1,0 +1,41 @@
+"""`specplug bench`: specplug beside transformers' own decoding, in one process, taking turns, every output compared."""
+
+from __future__ import annotations
+
+import argparse
+
+from specplug_hf.commands.names import SETUPS, setup_names
+from specplug_hf.commands.options import add_model_options, integers, positive
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure specplug beside transformers' own decoding, and check that the output is the same",
+        description="Decoding speed of transformers' own ways and of specplug's set-ups, interleaved in one process. "
+        "Prefill is timed apart. Set-ups with options are chosen on one half of the prompts and measured on the other. "
+        "Exit status 1 if any output differs from plain generate by more than rounding explains.",
+    )
+    add_model_options(parser)
+    parser.add_argument("--batch", type=integers, default=[1], metavar="N,N", help="batch sizes (default: 1)")
+    parser.add_argument("--context", type=integers, default=[256], metavar="N,N", help="prompt lengths (default: 256)")
+    parser.add_argument("--ragged", action="store_true", help="rows of different lengths, padded on the left")
+    parser.add_argument("--new-tokens", type=positive, metavar="N", help="new tokens a row (default: 128)")
+    parser.add_argument("--prompts", type=positive, metavar="N", help="batches to measure on (default: 4)")
+    parser.add_argument("--repeats", type=positive, metavar="N", help="turns on every batch (default: 1)")
+    parser.add_argument(
+        "--setups", type=setup_names, metavar="NAME,NAME", help=f"who takes part (default: all): {', '.join(SETUPS)}"
+    )
+    parser.add_argument("--goals", action="store_true", help="run the project's own cases, goal beside measured")
+    parser.add_argument("--max-context", type=positive, metavar="N", help="cut the contexts of --goals to this length")
+    parser.add_argument("--overhead", action="store_true", help="measure a round's own cost as well")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; 0, or 1 if an output differs."""
+    from specplug_hf.commands.benchmark import Benchmark  # noqa: PLC0415  (loads torch and transformers)
+
+    return Benchmark(arguments).run()

@@ -1,0 +1,107 @@
+"""The cases with a goal each, for the built-in pair on two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from specplug_hf.commands.cases import Case, Result
+from specplug_hf.commands.summary import Spread, better_of, paired
+
+EVERY = ("plain", "static", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """`ours` should decode at least `factor` times as fast as the best of `against`."""
+
+    what: str
+    ours: str
+    against: tuple[str, ...]
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A goal and what was measured: paired ratios against `against`, the best of the goal's list."""
+
+    case: str
+    goal: Goal
+    against: str
+    ratio: Spread | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"reached": self.reached}
+
+    @property
+    def reached(self) -> bool:
+        """Whether the median ratio is at least the goal."""
+        return self.ratio is not None and self.ratio.median >= self.goal.factor
+
+
+def _auto(setup: str, what: str) -> Goal:
+    return Goal(what, setup, ("plain", "none"), 0.95)
+
+
+AUTO = (_auto("auto", "auto"), _auto("auto_useless", "auto, useless draft"))
+
+CASES: tuple[tuple[Case, tuple[Goal, ...]], ...] = (
+    (
+        Case(
+            1,
+            256,
+            256,
+            (*EVERY, "assistant", "assistant_best", "lookup_hf", "model", "lookup", "auto", "auto_useless"),
+            prompts=8,
+        ),
+        (
+            Goal("draft model", "model", ("plain",), 2.0),
+            Goal("draft model", "model", ("assistant", "assistant_best"), 1.3),
+            Goal("prompt lookup", "lookup", ("lookup_hf",), 1.2),
+            *AUTO,
+        ),
+    ),
+    (
+        Case(4, 256, 256, (*EVERY, "model", "lookup", "auto", "auto_useless"), ragged=True, prompts=3, repeats=2),
+        (Goal("draft model", "model", ("plain",), 1.6), *AUTO),
+    ),
+    (
+        Case(4, 8192, 128, (*EVERY, "self", "auto", "auto_useless"), prompts=3),
+        (
+            Goal("self-speculation", "self", ("none",), 1.3),
+            Goal("self-speculation", "self", ("static",), 1.3),
+            Goal("self-speculation", "self", ("plain",), 2.0),
+            *AUTO,
+        ),
+    ),
+)
+
+OVERHEAD_GOAL = 0.15
+
+
+def goal_cases(
+    new_tokens: int | None, prompts: int | None, repeats: int | None, limit: int | None = None
+) -> list[tuple[Case, tuple[Goal, ...]]]:
+    """The cases, with other sizes where given. `limit`: no context longer than this many tokens."""
+    changed = []
+    for case, goals in CASES:
+        case = replace(
+            case,
+            new_tokens=new_tokens or case.new_tokens,
+            prompts=prompts or case.prompts,
+            repeats=repeats or case.repeats,
+            context=min(case.context, limit or case.context),
+        )
+        changed.append((case, goals))
+    return changed
+
+
+def outcomes(result: Result, goals: tuple[Goal, ...]) -> list[Outcome]:
+    """Every goal of a case beside what was measured."""
+    listed = []
+    for goal in goals:
+        against = better_of(result.samples, goal.against)
+        ratio = paired(result.samples, goal.ours, against) if against else None
+        listed.append(Outcome(result.case.title, goal, against or "/".join(goal.against), ratio))
+    return listed

@@ -1,0 +1,140 @@
+"""Timing `generate`: what came before the first token apart from decoding, contenders taking turns.
+
+Decoding starts when the target's first forward has returned (a hook on the model, the same for everybody): prompt and
+first token are prefill. Where the first forward yields more than one token (transformers' assisted decoding puts its
+first candidates into it) those tokens are not counted as decoded either; the draft's own prefill happens before that
+forward there, and counts as decoding with us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from specplug import SpecStats
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specplug_hf.commands.batches import PromptBatch
+from specplug_hf.commands.models import Models, synchronize
+from specplug_hf.commands.setups import Contender, FirstCount, Option
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One timed call. Seconds; `first_tokens` of the `tokens` (over all rows) came with the first forward."""
+
+    contender: str
+    option: str
+    batch: int
+    repeat: int
+    seconds: float
+    prefill_seconds: float
+    tokens: int
+    first_tokens: int
+    stats: SpecStats | None = None
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first token on."""
+        return self.seconds - self.prefill_seconds
+
+    @property
+    def rate(self) -> float:
+        """Decoded tokens a second, over all rows."""
+        return (self.tokens - self.first_tokens) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Forwards:
+    """Start and end of every forward of the watched models, in order."""
+
+    spans: list[tuple[float, float]]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Duration of each."""
+        return [end - start for start, end in self.spans]
+
+
+@contextlib.contextmanager
+def watched(model: PreTrainedModel, wait: bool = True) -> Iterator[Forwards]:
+    """Note when each forward of `model` starts and ends; `wait`: for the device, at each end."""
+    forwards, started = Forwards([]), [0.0]
+
+    def before(*_: object) -> None:
+        started[0] = perf_counter()
+
+    def after(*_: object) -> None:
+        if wait or not forwards.spans:
+            synchronize(model)
+        forwards.spans.append((started[0], perf_counter()))
+
+    hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    try:
+        yield forwards
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def call(models: Models, option: Option, batch: PromptBatch, new_tokens: int, **more: object) -> Tensor:
+    """One greedy `generate`; the whole output [B, L + new_tokens]."""
+    with option.arranged(models) as keywords, torch.inference_mode():
+        return models.target.generate(**batch.inputs(), **keywords, **more, max_new_tokens=new_tokens, do_sample=False)
+
+
+def timed(
+    models: Models, contender: Contender, option: Option, batch: PromptBatch, new_tokens: int, place: tuple[int, int]
+) -> tuple[Sample, Tensor]:
+    """One timed call: the sample, and the output's new tokens [B, n]. `place`: number of the batch, of the repeat."""
+    counter = FirstCount() if option.counts_first else None
+    more = {} if counter is None else {"streamer": counter}
+    synchronize(models.target)
+    with watched(models.target, wait=False) as forwards:
+        start = perf_counter()
+        output = call(models, option, batch, new_tokens, **more)
+        synchronize(models.target)
+        seconds = perf_counter() - start
+    new = output[:, batch.input_ids.shape[1] :]
+    rows = new.shape[0]
+    prefill = forwards.spans[0][1] - start if forwards.spans else 0.0
+    speculator = option.speculator
+    sample = Sample(
+        contender=contender.name,
+        option=option.label,
+        batch=place[0],
+        repeat=place[1],
+        seconds=seconds,
+        prefill_seconds=prefill,
+        tokens=new.numel(),
+        first_tokens=rows if counter is None else counter.first,
+        stats=None if speculator is None else speculator.stats,
+    )
+    return sample, new
+
+
+Observer = Callable[[Contender, PromptBatch, Sample, Tensor], None]
+
+
+def interleaved(
+    models: Models,
+    runs: Sequence[tuple[Contender, Option]],
+    batches: Sequence[PromptBatch],
+    new_tokens: int,
+    repeats: int,
+    observer: Observer,
+) -> list[Sample]:
+    """Every run on every batch, `repeats` times, taking turns and starting with another one each time."""
+    samples = []
+    for repeat in range(repeats):
+        for number, batch in enumerate(batches):
+            turn = (repeat * len(batches) + number) % len(runs)
+            for contender, option in [*runs[turn:], *runs[:turn]]:
+                sample, new = timed(models, contender, option, batch, new_tokens, (number, repeat))
+                observer(contender, batch, sample, new)
+                samples.append(sample)
+    return samples

@@ -1,0 +1,238 @@
+"""The decoding loop that takes the place of transformers' `_sample`: prefill, then rounds until every row has ended."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import torch
+from specplug import OptionError, Speculator, run_round
+from specplug.drafters import ModelDraft
+from specplug.random import row_seeds
+from specplug.round import accept
+from specplug.tree import roots_only
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from specplug_hf.assistant import speculator_of
+from specplug_hf.completion import complete, export_cache
+from specplug_hf.draft import node_forward, prepare_draft
+from specplug_hf.host import HFHost, Prompt
+from specplug_hf.prefill import check_cache, slots_of, take_over
+from specplug_hf.processors import NodeProcessors
+from specplug_hf.progress import Progress
+from specplug_hf.records import Records
+from specplug_hf.support import check_architecture, check_request
+
+SCRATCH = 64  # slots beyond the prompt that a store starts with
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    assistant: Any = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """For `model.generate(..., custom_generate=specplug_hf.generate)`: the same decoding without the patch.
+
+    transformers drops `streamer` and `tokenizer` (so `stop_strings`) on this way. `assistant` as in
+    `model.generate(assistant=)`; default: the module's own Speculator.
+    """
+    return decode(
+        model,
+        input_ids,
+        speculator_of(assistant),
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        generation_config=generation_config,
+        **model_kwargs,
+    )
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    speculator: Speculator,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    streamer: Any = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Generate for `input_ids` [B0, L] what `_sample` would, by speculation. Called by transformers' `generate`."""
+    call = _Call(model, input_ids, speculator, logits_processor, stopping_criteria, generation_config, model_kwargs)
+    call.check()
+    call.prefill(streamer)
+    session = speculator.open(call.host)
+    try:
+        call.first_token()
+        with model._optimize_model_for_decode():
+            while not call.progress.done:
+                session.observe(run_round(call.host, session))
+    finally:
+        session.stats.seconds_prefill = call.seconds_prefill
+        speculator.finish(session)
+    return call.finish()
+
+
+class _Call:
+    """One `generate` call from its checks to its result."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        speculator: Speculator,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.model, self.input_ids, self.speculator = model, input_ids, speculator
+        self.criteria, self.config, self.kwargs = criteria, config, kwargs
+        self._processors = processors
+        cache = kwargs.get("past_key_values")
+        self.cache_is_users = bool(getattr(cache, "_is_user_defined", False))
+        self.seconds_prefill = 0.0
+
+    def check(self) -> None:
+        """Everything that can be refused is refused here, before the model runs."""
+        check_architecture(self.model)
+        check_request(self.model, self.config, self.input_ids, self.kwargs)
+        text = self.model.config.get_text_config(decoder=True)
+        if not self.cache_is_users:
+            self.kwargs["past_key_values"] = DynamicCache(config=text)
+        check_cache(self.kwargs["past_key_values"])
+        self.processors = NodeProcessors(self._processors, self.input_ids.shape[0])
+        for drafter in self.speculator.drafters:
+            if isinstance(drafter, ModelDraft):
+                prepare_draft(drafter.model, self.model, text.vocab_size, self.speculator.kernel)
+        keep_cache = bool(self.config.return_dict_in_generate) or self.cache_is_users
+        self.records = Records(self.config, self.input_ids.shape[0], keep_cache)
+        self.forward = node_forward(self.model, self.speculator.kernel, own=self.records.attentions)
+
+    def prefill(self, streamer: Any) -> None:
+        """Run the prompt as transformers does, and take its cache over."""
+        start = perf_counter()
+        output = self.model._prefill(self.input_ids, self.config, self.kwargs, is_first_iteration=True)
+        prompt = self._take_over(self.kwargs["past_key_values"])
+        self.seconds_prefill = perf_counter() - start
+        self.prefill_output = output
+        self._logits = output.logits[:, -1:].to(copy=True, dtype=torch.float32, device=self.input_ids.device)
+        pad = self.config._pad_token_tensor
+        self.progress = Progress(
+            self.input_ids,
+            self.criteria,
+            streamer,
+            None if pad is None else int(pad),
+            self.config.max_length,
+        )
+        self.host = HFHost(
+            self.forward, prompt, self.progress, self.processors, self.records,
+            self._seeds(), self._logits.shape[-1], self.speculator.kernel,
+        )  # fmt: skip
+
+    def _take_over(self, cache: DynamicCache) -> Prompt:
+        rows, columns = self.input_ids.shape[0], cache.get_seq_length()
+        mask = self.kwargs.get("attention_mask")
+        mask = None if mask is None else mask[:, :columns]
+        slots = slots_of(mask)
+        store = take_over(cache, columns, slots, columns + SCRATCH, release=not self.cache_is_users)
+        lengths = [columns] * rows if mask is None or slots is None else mask.sum(1).tolist()
+        first = [0] * rows if slots is None else (slots >= 0).int().argmax(1).tolist()
+        skipped = columns - self.input_ids.shape[1]  # columns that a cache passed in already held
+        return Prompt(
+            store=store,
+            lengths=lengths,
+            starts=[max(0, column - max(0, skipped)) for column in first],
+            next_position=self._next_position(rows),
+            shifts=_shifts(slots, lengths, first),
+            columns=columns,
+            slots=slots,
+        )
+
+    def _next_position(self, rows: int) -> Tensor:
+        """Position id of the first new token, as plain generation counts on: [B0] or [k, B0]."""
+        position_ids = self.kwargs["position_ids"]
+        following = position_ids[..., -1].to(self.input_ids.device) + 1
+        return following.expand(*following.shape[:-1], rows)
+
+    def _seeds(self) -> Tensor | None:
+        if not self.config.do_sample:
+            return None
+        seed = self.speculator.seed
+        if not isinstance(seed, int):
+            seed = int(torch.randint(2**62, (1,), generator=seed))
+        return row_seeds(seed, self.input_ids.shape[0], self.input_ids.device)
+
+    def first_token(self) -> None:
+        """Choose the first token from the prompt's own logits: a round of roots alone, whose forward was the prefill."""
+        host, progress = self.host, self.progress
+        rows = list(range(self.input_ids.shape[0]))
+        batch = host.prompt_batch()
+        trees = roots_only(batch.roots)
+        self.records.keep_forward(_last_column(self.prefill_output, self.records), lambda weights, *_: weights[:, None])
+        verdict = accept(batch, trees, host.distributions(batch, self._logits, trees))
+        counts = progress.append(rows, verdict.tokens(trees), [1] * len(rows))
+        self.records.add(rows, verdict.path, counts)
+        progress.advance(self.records.scores_so_far)
+        host.drop_finished()
+
+    def finish(self) -> Tensor | GenerateDecoderOnlyOutput:
+        """The result, as plain generation would return it."""
+        progress, records = self.progress, self.records
+        progress.close()
+        sequences = progress.sequences()
+        if records.needs_completion:
+            complete(self.host)
+            if records.keep_cache:
+                export_cache(self.host, self.kwargs["past_key_values"])
+        if not self.config.return_dict_in_generate:
+            return sequences
+        fields = records.fields(progress.steps, self.prefill_output)
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences, past_key_values=self.kwargs["past_key_values"], **fields
+        )
+
+
+def _last_column(output: Any, records: Records) -> Any:
+    """The prompt's output cut to its last column: what the first token was chosen from."""
+    if not (records.hidden or records.attentions):
+        return None
+
+    class Last:
+        hidden_states = tuple(h[:, -1:] for h in output.hidden_states) if records.hidden else None
+        attentions = tuple(a[:, :, -1:] for a in output.attentions) if records.attentions else None
+
+    return Last
+
+
+def _shifts(slots: Tensor | None, lengths: list[int], first: list[int]) -> Tensor | None:
+    """Column minus slot of every slot [B0, L], relative to the row's first column; None if no mask has holes."""
+    if slots is None:
+        return None
+    rows, columns = slots.shape
+    holes = any(columns - start != length for start, length in zip(first, lengths, strict=True))
+    if not holes:
+        return None
+    shifts = torch.empty_like(slots)
+    for row, (length, start) in enumerate(zip(lengths, first, strict=True)):
+        visible = (slots[row] >= 0).nonzero().squeeze(1)
+        shifts[row, :length] = visible - start - torch.arange(length, device=slots.device)
+        shifts[row, length:] = columns - start - length
+    return shifts
+
+
+__all__ = ["OptionError", "decode", "generate"]

@@ -1,0 +1,80 @@
+"""Forwarding tree nodes through a transformers model over our store."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from specplug_kernels import write_kv
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from specplug_hf.attention import AttentionSwap
+from specplug_hf.step import Step
+from specplug_hf.store import KVStore
+
+
+class NodeCache(Cache):
+    """What the model sees as its cache during one forward of ours: writes the nodes' KV, hands out views of the store."""
+
+    def __init__(self, store: KVStore, step: Step) -> None:
+        super().__init__(layers=[])
+        self._store, self._step = store, step
+        self._write: dict[torch.device, Any] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self._store.keys[layer_idx], self._store.values[layer_idx]
+        slots = self._step.write
+        if isinstance(slots, Tensor) and slots.device != keys.device:
+            slots = self._write.setdefault(keys.device, slots.to(keys.device))
+        write_kv(keys, key_states, slots)
+        write_kv(values, value_states, slots)
+        total = self._step.total
+        return keys[:, :, :total], values[:, :, :total]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._step.total - self._step.num_new
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self._step.total, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    def __len__(self) -> int:
+        return self._store.num_layers
+
+
+class NodeForward:
+    """Runs tree nodes through `model`. The model is left as it was found, also after an exception.
+
+    `swap` None: the model does not take a registered attention; it gets a 4-D additive mask of the whole width.
+    """
+
+    def __init__(self, model: PreTrainedModel, swap: AttentionSwap | None) -> None:
+        self.model, self.swap = model, swap
+        self.forwards = 0
+        parameters = inspect.signature(model.forward).parameters
+        self._fixed: dict[str, Any] = {"use_cache": True, "return_dict": True}
+        if "return_dict" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            del self._fixed["return_dict"]
+
+    @property
+    def full_width(self) -> bool:
+        """Whether masks must cover the whole width."""
+        return self.swap is None or self.swap.own
+
+    def __call__(self, store: KVStore, step: Step, tokens: Tensor, positions: Tensor, **extra: Any) -> Any:
+        """Forward `tokens` [B, n] at `positions` [B, n] (or [k, B, n]); their KV goes where `step` says."""
+        store.reserve(step.total)
+        self.forwards += 1
+        inputs = dict(
+            input_ids=tokens, position_ids=positions, past_key_values=NodeCache(store, step), **self._fixed, **extra
+        )
+        if self.swap is None:
+            return self.model(attention_mask=step.causal_bias(self.model.dtype), **inputs)
+        with self.swap(step):
+            return self.model(**inputs)

@@ -1,0 +1,43 @@
+"""The entry point: the adapter and its commands. Imports no framework."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from specplug.hookspecs import Register, hookimpl
+
+
+class TransformersAdapter:
+    """Hugging Face transformers."""
+
+    trigger = "transformers.generation.utils"
+
+    def install(self) -> None:
+        _patch().install()
+
+    def accepts(self, model: Any) -> bool:
+        return any(
+            cls.__name__ == "GenerationMixin" and cls.__module__.startswith("transformers.") for cls in type(model).__mro__
+        )
+
+    def attach(self, model: Any, speculator: Any) -> Any:
+        return _patch().attach(model, speculator)
+
+    def detach(self, model: Any, before: Any) -> None:
+        _patch().detach(model, before)
+
+
+def _patch() -> Any:
+    return importlib.import_module("specplug_hf.patch")
+
+
+@hookimpl
+def specplug_register_adapters(register: Register) -> None:
+    register("hf", TransformersAdapter)
+
+
+@hookimpl
+def specplug_register_commands(register: Register) -> None:
+    for name in ("demo", "bench"):
+        register(name, importlib.import_module(f"specplug_hf.commands.{name}").add_parser)

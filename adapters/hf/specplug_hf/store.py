@@ -1,0 +1,125 @@
+"""Preallocated keys and values of all layers, every row at its own length, grown by doubling; nothing is concatenated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from specplug_kernels import commit_kv
+from torch import Tensor
+
+LayerKV = tuple[Tensor, Tensor]  # keys [B, H, n, D], values [B, H, n, Dv]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Layers whose keys and values have one shape, stacked, so that moving entries is one operation for all of them."""
+
+    layers: list[int]
+    keys: Tensor  # [layers, B, H, capacity, D]
+    values: Tensor  # [layers, B, H, capacity, Dv]
+
+
+class KVStore:
+    """Storage only: which slot holds what is the views' business (views.py).
+
+    Slots nobody wrote hold zeros: a masked slot's value is multiplied by zero, which NaN would survive.
+    """
+
+    def __init__(self, prompt: Sequence[LayerKV], capacity: int) -> None:
+        """Room for `capacity` slots a row in the shape of `prompt`, whose contents are not copied."""
+        self.capacity = capacity
+        self.num_layers = len(prompt)
+        self.num_rows = prompt[0][0].shape[0]
+        self._groups: list[_Group] = []
+        by_shape: dict[object, list[int]] = {}
+        for layer, (keys, values) in enumerate(prompt):
+            kind = (keys.shape[1], keys.shape[3], values.shape[3], keys.dtype, keys.device)
+            by_shape.setdefault(kind, []).append(layer)
+        for layers in by_shape.values():
+            keys, values = prompt[layers[0]]
+            self._groups.append(_Group(layers, _zeros(len(layers), keys, capacity), _zeros(len(layers), values, capacity)))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.keys: list[Tensor] = [torch.empty(0)] * self.num_layers
+        self.values: list[Tensor] = [torch.empty(0)] * self.num_layers
+        for group in self._groups:
+            for place, layer in enumerate(group.layers):
+                self.keys[layer] = group.keys[place]
+                self.values[layer] = group.values[place]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return sum(
+            t.shape[0] * t.shape[2] * t.shape[4] * t.element_size() for g in self._groups for t in (g.keys, g.values)
+        )
+
+    def load(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor | None, first: int) -> None:
+        """Fill `layer` with `keys`, `values` [B, H, n, D] that stand for columns first..first+n-1.
+
+        `slots` [B, columns] int64 says where each column goes (-1: nowhere); None: column c goes to slot c.
+        """
+        stop = first + keys.shape[2]
+        if slots is None:
+            self.keys[layer][:, :, first:stop] = keys
+            self.values[layer][:, :, first:stop] = values
+            return
+        where = slots[:, first:stop].to(keys.device)
+        for row in range(self.num_rows):
+            kept = where[row] >= 0
+            self.keys[layer][row].index_copy_(1, where[row][kept], keys[row][:, kept])
+            self.values[layer][row].index_copy_(1, where[row][kept], values[row][:, kept])
+
+    def reserve(self, slots: int) -> None:
+        """Make room for at least `slots` a row, at least doubling when it must grow."""
+        if slots <= self.capacity:
+            return
+        capacity = max(slots, 2 * self.capacity)
+        for group in self._groups:
+            group.keys = _grown(group.keys, capacity)
+            group.values = _grown(group.values, capacity)
+        self.capacity = capacity
+        self._refresh()
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy slots `source` to `target`, both [B, m] int64, in every layer; all is read before anything is written."""
+        for group in self._groups:
+            device = group.keys.device
+            commit_kv((group.keys, group.values), source.to(device), target.to(device))
+
+    def copy_from(self, other: KVStore, source: Tensor, target: Tensor) -> None:
+        """Copy slots `source` [B, m] of `other`, of the same layers, to slots `target` [B, m] here."""
+        rows = torch.arange(self.num_rows, device=source.device)[:, None]
+        for mine, theirs in zip(self._groups, other._groups, strict=True):
+            mine.keys[:, rows, :, target] = theirs.keys[:, rows, :, source]
+            mine.values[:, rows, :, target] = theirs.values[:, rows, :, source]
+
+    def like(self, capacity: int) -> KVStore:
+        """An empty store of the same layers and rows."""
+        return KVStore(list(zip(self.keys, self.values, strict=True)), capacity)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only the batch rows `rows` (ascending), in place: a row moves down over one that left."""
+        for place, row in enumerate(rows):
+            if place != row:
+                for group in self._groups:
+                    group.keys[:, place] = group.keys[:, row]
+                    group.values[:, place] = group.values[:, row]
+        self.num_rows = len(rows)
+        for group in self._groups:
+            group.keys = group.keys[:, : self.num_rows]
+            group.values = group.values[:, : self.num_rows]
+        self._refresh()
+
+
+def _zeros(layers: int, like: Tensor, capacity: int) -> Tensor:
+    return like.new_zeros((layers, like.shape[0], like.shape[1], capacity, like.shape[3]))
+
+
+def _grown(old: Tensor, capacity: int) -> Tensor:
+    new = old.new_zeros((*old.shape[:3], capacity, old.shape[4]))
+    new[:, :, :, : old.shape[3]] = old
+    return new

@@ -1,0 +1,68 @@
+"""Views: in which slot of a store each committed position of a row stands, and where draft nodes are written.
+
+A row's visible slots are `[0, fill)`; its scratch, for nodes that are not committed, starts at `base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class FullView:
+    """Position p stands in slot p; scratch follows at the row's length."""
+
+    def fills(self, lengths: Sequence[int]) -> list[int]:
+        return list(lengths)
+
+    def bases(self, lengths: Sequence[int]) -> list[int]:
+        return list(lengths)
+
+    def slots(self, positions: Tensor) -> Tensor:
+        """Slot of each position, any shape."""
+        return positions
+
+    def positions(self, slots: Tensor, lengths: Tensor) -> Tensor:
+        """Position in each of `slots` [T] for rows of `lengths` [B]: [B, T]."""
+        return slots.expand(len(lengths), -1)
+
+    def oldest(self, length: int) -> int:
+        """First position that must be present beyond the anchors, for a row of `length`."""
+        return 0
+
+
+class RingView:
+    """`sink` first positions for good, the last `window` in a ring: position p replaces p - window.
+
+    New positions enter one by one, so keeping the window up to date copies what was committed and not the window.
+    Scratch starts behind the ring, at one place for all rows: every shape is fixed.
+    """
+
+    def __init__(self, sink: int, window: int) -> None:
+        self.sink, self.window = sink, window
+        self.size = sink + window
+
+    def fills(self, lengths: Sequence[int]) -> list[int]:
+        return [min(length, self.size) for length in lengths]
+
+    def bases(self, lengths: Sequence[int]) -> list[int]:
+        return [self.size] * len(lengths)
+
+    def slots(self, positions: Tensor) -> Tensor:
+        """Slot of each position, any shape."""
+        return positions.where(positions < self.sink, self.sink + (positions - self.sink) % self.window)
+
+    def positions(self, slots: Tensor, lengths: Tensor) -> Tensor:
+        """Position in each of `slots` [T] for rows of `lengths` [B]: [B, T]; scratch slots get what a ring would hold."""
+        last = lengths[:, None] - 1 - self.sink
+        offset = slots[None] - self.sink
+        newest = last - (last - offset) % self.window
+        return slots[None].where(slots[None] < self.sink, self.sink + newest)
+
+    def oldest(self, length: int) -> int:
+        """First position that must be present beyond the sinks, for a row of `length`."""
+        return max(self.sink, length - self.window)
+
+
+View = FullView | RingView
