@@ -1,12 +1,15 @@
 """`auto`: measures its own rounds and keeps to what yields the most tokens a second, plain decoding included.
 
-Trying an arm that turns out worse costs time. What may be lost that way is bounded: a small share of the time spent so
-far, plus a share of what speculation has already gained over plain decoding. So a useless draft is given up after a few
-rounds and looked at again ever more rarely, while a good one pays for the search for a better one.
+An arm is worth trying while its potential beats the best arm's rate: its measured yield, moved towards the most its
+tree could yield by how little, or how long ago, it was measured. Trying costs time when the arm turns out worse, and
+what may be lost that way is kept in a ledger: a small share of the time spent, plus a share of what speculation gained
+over plain decoding. So a useless draft is given up after a few rounds and looked at again now and then, while a good
+one pays for the search for a better one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -18,90 +21,95 @@ from specplug.round import Round
 
 @dataclass
 class Auto(Controller):
-    """`allowance`: share of the time that trying may lose. `trials`: rounds an arm gets before it is judged."""
+    """`allowance`: share of the time that trying may lose. `credit`: rounds of plain decoding it may lose at first."""
 
     allowance: float = 0.02
-    trials: int = 3
-    weight: float = 0.1  # of the newest round in the averages
+    credit: float = 1.5
+    reinvest: float = 0.05  # share of the time that trying may lose besides, out of what speculation gained
+    weight: float = 0.1  # of the newest round in the average yield
     margin: float = 1.03  # an arm must be better by so much to take over
+    patience: int = 100  # rounds after which a measurement counts half
 
     needs_baseline = True
 
     def setup(self, host: Host, memory: Memory) -> None:
-        self._host_key = host.key
+        self._key: Hashable = host.key
         self._memory = memory
+        self._ledger = memory.ledger(host.key)
         self._current: str | None = None
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
 
     def plan(self, batch: Batch) -> Plan:
         situation = self._situation(batch)
+        baseline = self.arms[-1]
+        plain = situation.records.get(baseline.label, _NEW)
+        if len(plain.recent) < (1 if situation.inherited else 2):
+            return planned(baseline, batch)  # loses nothing, and is what everything else is measured against
         usable = [arm for arm in self.arms if batch.context >= arm.min_context]
-        arm = self._untried(situation, usable) or self._best(situation, usable)
-        return planned(arm, batch)
+        best = self._best(situation, usable)
+        return planned(self._trial(situation, usable, best, batch) or best, batch)
 
     def observe(self, finished: Round) -> None:
-        situation = self._situation(finished.batch)
-        label = finished.plan.arm.label
-        first_use = label not in self._warm
-        self._warm.add(label)
-        tokens = float(sum(finished.commit.counts))
-        seconds = finished.seconds.total
+        arm, batch = finished.plan.arm, finished.batch
+        situation = self._situation(batch)
         situation.rounds += 1
-        situation.seconds += seconds
-        record = situation.records.setdefault(label, Record())
+        record = situation.records.setdefault(arm.label, Record())
         record.last_tried = situation.rounds
-        self._settle(situation, seconds, tokens)
-        if first_use and finished.plan.arm.shape.size:
-            return  # it caught up on the prompt: not what a round costs
-        if finished.plan.shape is finished.plan.arm.shape:
-            record.update(seconds, tokens, self.weight)
+        seconds, tokens = finished.seconds.total, sum(finished.commit.counts) / batch.num_rows
+        self._settle(situation, arm, seconds, tokens)
+        caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
+        self._warm.add(arm.label)
+        if caught_up and finished.plan.shape is arm.shape:  # else it is not what a round of this arm costs
+            record.update(seconds, tokens, batch.num_rows, self.weight)
 
     def _situation(self, batch: Batch) -> Situation:
-        key: Hashable = (self._host_key, batch.num_rows, batch.context.bit_length(), batch.sampling)
-        return self._memory.situation(key)
+        host = (self._key, batch.sampling)
+        return self._memory.situation(host, batch.num_rows.bit_length(), batch.context.bit_length())
 
-    def _settle(self, situation: Situation, seconds: float, tokens: float) -> None:
-        """Book a round: what it gained or lost against the baseline, and the allowance it earned."""
-        baseline = next((r for r in (situation.records.get(a.label) for a in self.arms if not a.shape.size) if r), None)
-        situation.spare += self.allowance * seconds
-        if baseline is not None and baseline.rate > 0:
-            situation.spare += min(tokens / baseline.rate - seconds, 0.05 * seconds)
-
-    def _untried(self, situation: Situation, usable: list[Arm]) -> Arm | None:
-        """An arm worth trying now, if its likely loss can be afforded."""
-        baseline = usable[-1]  # plain decoding, which loses nothing, is measured first
-        if situation.records.get(baseline.label, _NEW).rounds < 2:
-            return baseline
-        loss = situation.records[baseline.label].seconds
-        best = self._best(situation, usable)
-        for arm in usable:
-            record = situation.records.get(arm.label, _NEW)
-            young = record.rounds < self.trials
-            waited = situation.rounds - record.last_tried
-            due = arm is not best and waited > 8 * 2 ** min(record.rounds, 6)
-            if (young and situation.spare > -3 * loss and self._hopeful(situation, arm, record)) or (
-                due and situation.spare > loss
-            ):
-                return arm
-        return None
-
-    def _hopeful(self, situation: Situation, arm: Arm, record: Record) -> bool:
-        """Whether the arm could win at all: its best possible yield against the best rate seen."""
-        if not record.rounds:
-            return True
-        rows = situation.records[self.arms[-1].label].tokens
-        best = max(r.rate for r in situation.records.values())
-        return record.seconds > 0 and rows * (arm.shape.depth + 1) / record.seconds > best
+    def _settle(self, situation: Situation, arm: Arm, seconds: float, tokens: float) -> None:
+        """Book a round: the allowance it earned, and what it gained or lost against plain decoding."""
+        plain = situation.records.get(self.arms[-1].label, _NEW)
+        if not plain.samples:
+            return
+        if self._ledger.spare is None:
+            self._ledger.spare = self.credit * plain.seconds
+        gain = tokens * plain.seconds - seconds if arm.shape.size else 0.0
+        earned = self.allowance * seconds + min(gain, self.reinvest * seconds)
+        self._ledger.spare = min(self._ledger.spare + earned, 20 * plain.seconds)
 
     def _best(self, situation: Situation, usable: list[Arm]) -> Arm:
         def rate(arm: Arm) -> float:
-            record = situation.records.get(arm.label, _NEW)
-            judged = record.rounds >= min(self.trials, 2)
-            return record.rate * (self.margin if arm.label == self._current else 1.0) if judged else 0.0
+            return situation.records.get(arm.label, _NEW).rate * (self.margin if arm.label == self._current else 1.0)
 
         best = max(reversed(usable), key=rate)  # plain decoding stands last and wins ties
         self._current = best.label
         return best
+
+    def _trial(self, situation: Situation, usable: list[Arm], best: Arm, batch: Batch) -> Arm | None:
+        """The arm with the most potential, if it has more than the best and its likely loss can be afforded."""
+        plain, spare = situation.records[self.arms[-1].label].seconds, self._ledger.spare or 0.0
+        leader = situation.records[best.label].rate
+        chosen, most = None, leader
+        for arm in usable:
+            if arm is best or batch.room <= arm.shape.depth:
+                continue
+            record = situation.records.get(arm.label, _NEW)
+            if record.samples:
+                potential = self._potential(situation, arm, record)
+                loss = record.seconds * max(0.0, 1 - record.rate / leader)
+            else:
+                potential = math.inf if not arm.drafter.drafts_with_model else 1e9 / (1 + arm.shape.depth)
+                loss = plain * (1.5 if arm.drafter.drafts_with_model else 0.3)
+                if arm.label in self._warm:
+                    loss -= 3 * plain  # its caches have caught up: do not let that have been for nothing
+            if potential > most and loss <= max(spare, 0.0 if record.samples else spare):
+                chosen, most = arm, potential
+        return chosen
+
+    def _potential(self, situation: Situation, arm: Arm, record: Record) -> float:
+        waited = situation.rounds - record.last_tried
+        doubt = 1 / math.sqrt(1 + 2 * record.samples / (1 + waited / self.patience))
+        return (record.tokens + (arm.shape.depth + 1 - record.tokens) * doubt) / record.seconds
 
 
 _NEW = Record()

@@ -6,6 +6,7 @@ are drawn from the draft's law without replacement (Sequoia, arXiv 2402.12374, s
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from specplug.drafters.base import DraftRequest
 from specplug.host import Batch, DraftRunner, Host
 from specplug.random import DRAFT_STREAM, draw_without_replacement, uniforms
-from specplug.tree import TreeBatch, TreeShape, child_counts, fill_shape, shape_levels
+from specplug.tree import TreeBatch, TreeShape, child_counts, fill_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +25,27 @@ class LevelPlan:
 
     inner: Tensor | None  # [i] int64: inner nodes within the level; None = all of them
     candidates: int  # most children of a node of this level
-    pick: Tensor | None  # [children] int64 into the flattened [i, c] candidates; None = all, in order
+    pick: Tensor | None  # [children] int64 into the flattened [i, c] candidates, in node order; None = all, in order
 
 
 @lru_cache(maxsize=256)
 def level_plans(shape: TreeShape, device: torch.device) -> tuple[LevelPlan, ...]:
     """One plan for every level but the last."""
-    counts = child_counts(shape)
+    counts, seen = child_counts(shape), [0] * shape.num_nodes
     plans = []
-    for start, stop in shape_levels(shape)[:-1]:
+    for (start, stop), below in itertools.pairwise(shape.levels):
         level = list(range(start, stop))
         inner = [node for node in level if counts[node]]
         most = max(counts[node] for node in inner)
-        pick = [place * most + rank for place, node in enumerate(inner) for rank in range(counts[node])]
+        pick = []
+        for parent in shape.parents[slice(*below)]:  # children of different parents may stand in turn
+            pick.append(inner.index(parent) * most + seen[parent])
+            seen[parent] += 1
         plans.append(
             LevelPlan(
                 inner=None if len(inner) == len(level) else torch.tensor([n - start for n in inner], device=device),
                 candidates=most,
-                pick=None if len(pick) == len(inner) * most else torch.tensor(pick, device=device),
+                pick=None if pick == list(range(len(inner) * most)) else torch.tensor(pick, device=device),
             )
         )
     return tuple(plans)

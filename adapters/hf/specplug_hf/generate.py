@@ -41,12 +41,13 @@ def generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     assistant: Any = None,
+    tokenizer: Any = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """For `model.generate(..., custom_generate=specplug_hf.generate)`: the same decoding without the patch.
 
-    transformers drops `streamer` and `tokenizer` (so `stop_strings`) on this way. `assistant` as in
-    `model.generate(assistant=)`; default: the module's own Speculator.
+    `assistant` as in `model.generate(assistant=)`; default: the module's own Speculator. `tokenizer` stands here so that
+    transformers makes stop strings of it. A `streamer` sees the prompt and no more: transformers drops it on this way.
     """
     return decode(
         model,
@@ -59,7 +60,6 @@ def generate(
     )
 
 
-@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -68,26 +68,39 @@ def decode(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    streamer: Any = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Generate for `input_ids` [B0, L] what `_sample` would, by speculation. Called by transformers' `generate`."""
-    call = _Call(model, input_ids, speculator, logits_processor, stopping_criteria, generation_config, model_kwargs)
-    call.check()
-    call.prefill(streamer)
-    session = speculator.open(call.host)
-    try:
-        call.first_token()
-        with model._optimize_model_for_decode():
-            while not call.progress.done:
-                session.observe(run_round(call.host, session))
-    finally:
-        session.stats.seconds_prefill = call.seconds_prefill
-        speculator.finish(session)
-    return call.finish()
+    return prepare(
+        model,
+        input_ids,
+        speculator,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        generation_config=generation_config,
+        **model_kwargs,
+    ).run()
 
 
-class _Call:
+def prepare(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    speculator: Speculator,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs: Any,
+) -> Generation:
+    """A call that has passed every check, nothing run yet. Raises `SpecplugError` for what is not served."""
+    generation = Generation(
+        model, input_ids, speculator, logits_processor, stopping_criteria, generation_config, model_kwargs
+    )
+    generation.check()
+    return generation
+
+
+class Generation:
     """One `generate` call from its checks to its result."""
 
     def __init__(
@@ -106,6 +119,23 @@ class _Call:
         cache = kwargs.get("past_key_values")
         self.cache_is_users = bool(getattr(cache, "_is_user_defined", False))
         self.seconds_prefill = 0.0
+
+    @torch.no_grad()
+    def run(self, streamer: Any = None) -> Tensor | GenerateDecoderOnlyOutput:
+        """Prefill, then rounds until every row has ended."""
+        if streamer is not None:
+            streamer.put(self.input_ids.cpu())
+        self.prefill(streamer)
+        session = self.speculator.open(self.host)
+        try:
+            self.first_token()
+            with self.model._optimize_model_for_decode():
+                while not self.progress.done:
+                    session.observe(run_round(self.host, session))
+        finally:
+            session.stats.seconds_prefill = self.seconds_prefill
+            self.speculator.finish(session)
+        return self.finish()
 
     def check(self) -> None:
         """Everything that can be refused is refused here, before the model runs."""

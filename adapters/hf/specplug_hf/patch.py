@@ -6,20 +6,21 @@ wrapper off again.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from specplug import OptionError, Speculator, UnsupportedError
-from transformers import GenerationMixin, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
-from transformers.generation.utils import GENERATION_MODES_MAPPING
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
 
 from specplug_hf.assistant import speculator_of
-from specplug_hf.generate import decode
+from specplug_hf.generate import prepare
+from specplug_hf.support import check_call
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,10 @@ def detach(model: PreTrainedModel, before: Any) -> None:
         _attached[model] = before
 
 
+class _NotServedError(Exception):
+    """An attached default cannot serve this call: plain generation does."""
+
+
 def _speculate(
     original: Callable[..., Any],
     model: PreTrainedModel,
@@ -87,63 +92,40 @@ def _speculate(
     named = _by_name(original, model, args, kwargs)
     if named.get("assistant_model") is not None or named.get("custom_generate") is not None:
         raise OptionError("Pass either assistant= or transformers' assistant_model= / custom_generate=, not both.")
+
     streamer = named.get("streamer")
-    tokenizer = named.get("tokenizer")
 
-    def decode_by_rounds(model: PreTrainedModel, input_ids: Any, **call: Any) -> Any:
-        try:
-            return decode(model, input_ids, speculator, streamer=streamer, **call)
-        except UnsupportedError as error:
-            if not is_default:
-                raise
-            logger.warning("specplug: plain generation for this call: %s", error)
-            return _plain(model, input_ids, streamer, call)
+    # `tokenizer` stands in the signature because transformers reads, and hands over, only what it finds there
+    def decode_by_rounds(model: PreTrainedModel, input_ids: Tensor, tokenizer: Any = None, **call: Any) -> Any:
+        with _refusing(is_default):
+            generation = prepare(model, input_ids, speculator, **call)
+        return generation.run(streamer)
 
-    with _StopStrings(model, named, tokenizer):
-        return original(model, **named, custom_generate=decode_by_rounds)
+    try:
+        with _refusing(is_default):
+            check_call(model, named)
+        # the streamer is ours to serve: it must not see the prompt of a call that is refused
+        return original(model, **(named | {"streamer": None}), custom_generate=decode_by_rounds)
+    except _NotServedError as error:
+        logger.warning("specplug: plain generation for this call: %s", error)
+    return original(model, **named)
+
+
+@contextmanager
+def _refusing(is_default: bool) -> Iterator[None]:
+    """Checks run here: what they refuse is an error if speculation was asked for, else a case for plain generation."""
+    try:
+        yield
+    except UnsupportedError as error:
+        if is_default:
+            raise _NotServedError(str(error)) from None
+        raise
 
 
 def _by_name(
     original: Callable[..., Any], model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The call's arguments by name, `self` left out."""
-    names = list(inspect.signature(original).parameters)[1 : len(args) + 1]
-    return dict(zip(names, args, strict=True)) | kwargs
-
-
-def _plain(model: PreTrainedModel, input_ids: Any, streamer: Any, call: dict[str, Any]) -> Any:
-    """What transformers would have run, for a call that an attached default cannot serve."""
-    mode = call["generation_config"].get_generation_mode(None)
-    method = getattr(type(model), GENERATION_MODES_MAPPING[mode])
-    return method(model, input_ids, streamer=streamer, **call) if streamer else method(model, input_ids, **call)
-
-
-class _StopStrings:
-    """transformers drops the tokenizer on the way to a `custom_generate`: hand stop strings over as a criterion instead."""
-
-    def __init__(self, model: PreTrainedModel, named: dict[str, Any], tokenizer: Any) -> None:
-        self._model = model
-        self._saved: Any = None
-        config = named.get("generation_config")
-        sources = (named.get("stop_strings"), getattr(config, "stop_strings", None), model.generation_config.stop_strings)
-        strings = next((s for s in sources if s is not None), None)
-        if strings is None:
-            return
-        if tokenizer is None:
-            raise OptionError(f"stop_strings={strings!r} needs tokenizer= in the same call.")
-        named.pop("stop_strings", None)
-        if config is not None:
-            named["generation_config"] = copy.copy(config)
-            named["generation_config"].stop_strings = None
-        self._saved = model.generation_config.stop_strings
-        criteria = StoppingCriteriaList(named.get("stopping_criteria") or [])
-        criteria.append(StopStringCriteria(stop_strings=strings, tokenizer=tokenizer))
-        named["stopping_criteria"] = criteria
-
-    def __enter__(self) -> None:
-        if self._saved is not None:
-            self._model.generation_config.stop_strings = None
-
-    def __exit__(self, *_: object) -> None:
-        if self._saved is not None:
-            self._model.generation_config.stop_strings = self._saved
+    given = inspect.signature(original).bind(model, *args, **kwargs).arguments
+    more = given.pop("kwargs", {})
+    return dict(list(given.items())[1:]) | more

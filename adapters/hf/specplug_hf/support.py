@@ -47,6 +47,15 @@ def wants_own_attention(model: PreTrainedModel) -> bool:
     return any(name.rsplit(".", 1)[-1] in ("sinks", "sink") for name, _ in model.named_parameters())
 
 
+def check_call(model: PreTrainedModel, named: dict[str, Any]) -> None:
+    """Raise `UnsupportedError` for what the arguments of `generate` tell, before transformers prepares anything."""
+    check_architecture(model)
+    if named.get("synced_gpus"):
+        raise UnsupportedError("assistant=specplug cannot serve synced_gpus: every process would need the same forwards.")
+    if named.get("cache_implementation") == "paged":
+        raise UnsupportedError("assistant=specplug cannot serve cache_implementation='paged' (no rollback); leave it out.")
+
+
 def check_request(model: PreTrainedModel, config: GenerationConfig, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
     """Raise `UnsupportedError` for a call that cannot be served losslessly."""
     for cause, remedy in _refusals(config, kwargs):

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from specplug import OptionError
 from torch import Tensor
 
+from specplug import OptionError
 from specplug_hf.commands.models import Models
 
 # Lengths of the rows of a ragged batch, as shares of the context; repeated as often as there are rows.

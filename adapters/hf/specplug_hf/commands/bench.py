@@ -9,7 +9,7 @@ from specplug_hf.commands.options import add_model_options, integers, positive
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand."""
+    """`specplug bench`: measure specplug beside transformers' own decoding."""
     parser = subparsers.add_parser(
         "bench",
         help="measure specplug beside transformers' own decoding, and check that the output is the same",
@@ -37,5 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; 0, or 1 if an output differs."""
     from specplug_hf.commands.benchmark import Benchmark  # noqa: PLC0415  (loads torch and transformers)
+    from specplug_hf.commands.models import quietly  # noqa: PLC0415
 
-    return Benchmark(arguments).run()
+    with quietly():
+        return Benchmark(arguments).run()

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 import transformers
-from specplug import OptionError, __version__
 
+from specplug import OptionError, __version__
 from specplug_hf.commands import report
 from specplug_hf.commands.batches import Prompts
 from specplug_hf.commands.cases import Case, Result, Runner

@@ -86,7 +86,7 @@ class Runner:
         learning = [(c, o) for c in taking_part for o in c.options if len(c.options) > 1 or c.learns]
         total = len(learning) * len(choose_on) + len(taking_part) * len(measure_on) * case.repeats
         check = EqualityCheck(self.models, case.new_tokens, result.differences)
-        with tqdm(total=total, desc=f"B{case.rows} {case.context}", disable=self.quiet, leave=False) as bar:
+        with tqdm(total=total, desc=f"B{case.rows} {case.context}", disable=self.quiet or None, leave=False) as bar:
 
             def observe(contender: Contender, batch: PromptBatch, sample: Sample, new: Tensor) -> None:
                 check(contender, batch, sample, new)

@@ -62,7 +62,7 @@ def _difference(
 ) -> Difference:
     visible = batch.input_ids[row][batch.attention_mask[row].bool()]
     prefix = torch.cat([visible, expected[row, :position]])
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = models.target(input_ids=prefix[None]).logits[0, -1].float()
     top = logits.topk(2).values
     tokens = int(expected[row, position]), int(got[row, position])

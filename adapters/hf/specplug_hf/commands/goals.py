@@ -86,14 +86,14 @@ def goal_cases(
     """The cases, with other sizes where given. `limit`: no context longer than this many tokens."""
     changed = []
     for case, goals in CASES:
-        case = replace(
+        sized = replace(
             case,
             new_tokens=new_tokens or case.new_tokens,
             prompts=prompts or case.prompts,
             repeats=repeats or case.repeats,
             context=min(case.context, limit or case.context),
         )
-        changed.append((case, goals))
+        changed.append((sized, goals))
     return changed
 
 

@@ -1,9 +1,11 @@
 """Timing `generate`: what came before the first token apart from decoding, contenders taking turns.
 
 Decoding starts when the target's first forward has returned (a hook on the model, the same for everybody): prompt and
-first token are prefill. Where the first forward yields more than one token (transformers' assisted decoding puts its
-first candidates into it) those tokens are not counted as decoded either; the draft's own prefill happens before that
-forward there, and counts as decoding with us.
+first token are prefill. What is done once for a prompt, whatever is written after it, belongs there too: transformers
+allocates a StaticCache before that forward, specplug takes the keys and values over into its own cache right behind it
+(`stats.seconds_prefill`). Where the first forward yields more than one token (transformers' assisted decoding puts its
+first candidates into it) those tokens are not counted as decoded either. The draft reads the prompt before that forward
+there, and after it with us: it counts as decoding with us only. Whole calls are reported beside decoding.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import torch
-from specplug import SpecStats
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specplug import SpecStats
 from specplug_hf.commands.batches import PromptBatch
 from specplug_hf.commands.models import Models, synchronize
 from specplug_hf.commands.setups import Contender, FirstCount, Option
@@ -83,7 +84,7 @@ def watched(model: PreTrainedModel, wait: bool = True) -> Iterator[Forwards]:
 
 def call(models: Models, option: Option, batch: PromptBatch, new_tokens: int, **more: object) -> Tensor:
     """One greedy `generate`; the whole output [B, L + new_tokens]."""
-    with option.arranged(models) as keywords, torch.inference_mode():
+    with option.arranged(models) as keywords:
         return models.target.generate(**batch.inputs(), **keywords, **more, max_new_tokens=new_tokens, do_sample=False)
 
 
@@ -100,21 +101,26 @@ def timed(
         synchronize(models.target)
         seconds = perf_counter() - start
     new = output[:, batch.input_ids.shape[1] :]
-    rows = new.shape[0]
-    prefill = forwards.spans[0][1] - start if forwards.spans else 0.0
     speculator = option.speculator
+    stats = None if speculator is None else speculator.stats
     sample = Sample(
         contender=contender.name,
         option=option.label,
         batch=place[0],
         repeat=place[1],
         seconds=seconds,
-        prefill_seconds=prefill,
+        prefill_seconds=decoding_start(forwards, stats) - start,
         tokens=new.numel(),
-        first_tokens=rows if counter is None else counter.first,
-        stats=None if speculator is None else speculator.stats,
+        first_tokens=new.shape[0] if counter is None else counter.first,
+        stats=stats,
     )
     return sample, new
+
+
+def decoding_start(forwards: Forwards, stats: SpecStats | None) -> float:
+    """When prefill was over, on the clock of `forwards` (of the target, over a whole call)."""
+    start, end = forwards.spans[0]
+    return end if stats is None else max(end, start + stats.seconds_prefill)
 
 
 Observer = Callable[[Contender, PromptBatch, Sample, Tensor], None]

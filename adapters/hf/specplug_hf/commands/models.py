@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from specplug import OptionError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
+from specplug import OptionError
 from specplug_hf.commands.options import ModelOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,6 +76,20 @@ def untrained(draft: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
         model = type(draft)(copy.deepcopy(draft.config))
     return model.to(device=draft.device, dtype=draft.dtype).eval()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Neither progress bars for small weights nor advice on deprecated arguments from transformers, for a while."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from specplug_hf.commands.batches import PromptBatch
-from specplug_hf.commands.measure import call, watched
+from specplug_hf.commands.measure import call, decoding_start, watched
 from specplug_hf.commands.models import Models, synchronize
 from specplug_hf.commands.setups import Contender
 from specplug_hf.commands.summary import Spread
@@ -71,7 +71,7 @@ def _watch(models: Models, contender: Contender, batch: PromptBatch, new_tokens:
         end = perf_counter()
     stats = speculator.stats
     forwards = target.spans[1:] + (drafting.spans if draft is not None else [])
-    decoding = end - target.spans[0][1]
+    decoding = end - decoding_start(target, stats)
     spent = sum(stop - start for start, stop in forwards)
     parts = {name: getattr(stats, f"seconds_{name}") for name in ("draft", "verify", "commit", "other")}
     seconds = target.seconds[1:]

@@ -85,10 +85,8 @@ def goals(outcomes: Sequence[Outcome], overheads: Sequence[Overhead]) -> str:
     for o in overheads:
         share = f"{100 * o.share.median:.0f} % [{100 * o.share.low:.0f}-{100 * o.share.high:.0f}]"
         reached = "yes" if o.share.median < OVERHEAD_GOAL else "no"
-        rows.append(
-            ["a round's own cost", o.contender, "one target forward", f"< {100 * OVERHEAD_GOAL:.0f} %", share]
-            + [str(o.share.n), reached]
-        )
+        cost = ["a round's own cost", o.contender, "one target forward", f"< {100 * OVERHEAD_GOAL:.0f} %"]
+        rows.append([*cost, share, str(o.share.n), reached])
     return table(["case", "ours", "against", "goal", "measured", "n", "reached"], rows, right=(3, 4, 5))
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from specplug import SpecplugError, Speculator
 from transformers.generation import BaseStreamer
 
+from specplug import SpecplugError, Speculator
 from specplug_hf.commands.models import Models, generation_settings
 
 OURS, THEIRS = "specplug", "transformers"

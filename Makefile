@@ -1,0 +1,82 @@
+# Everything from a bare machine: Python 3.11 or newer, pip, make, gcc.
+#
+#   make demo        see a model write the same text faster
+#   make test        the tests that fit in ten minutes on two cores; test-full: all of them
+#   make lint        ruff (lint and format) and mypy
+#   make bench       every case of the goals, measured
+#
+# PYTHON=... chooses the interpreter, VENV=... the environment's folder, ARGS=... goes to the command.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+WORKERS ?= 2
+ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+BUILD := pyproject.toml constraints.txt
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test test-full lint format bench plugins wheel clean help
+
+help:
+	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.specplug-hf
+	$(VENV)/bin/specplug demo $(ARGS)
+
+bench: $(VENV)/.specplug-hf
+	$(VENV)/bin/specplug bench --goals $(ARGS)
+
+plugins: $(VENV)/.specplug-hf
+	$(VENV)/bin/specplug plugins $(ARGS)
+
+test: $(VENV)/.specplug-test
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-full: $(VENV)/.specplug-test
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(VENV)/.specplug-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.specplug-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+wheel: $(VENV)/.specplug-hf
+	$(PIP) wheel . --no-deps --wheel-dir dist
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment, in steps that are skipped once done. Some distributions ship Python without ensurepip.
+$(PY):
+	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 found; set PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(PY) install --quiet pip
+
+# The CPU build of torch: from the indexes that pip is configured with, else from PyTorch's own.
+$(VENV)/.specplug-torch: constraints.txt | $(PY)
+	$(PIP) install --quiet -c constraints.txt torch 2>/dev/null \
+		|| $(PIP) install --quiet -c constraints.txt --extra-index-url $(TORCH_INDEX) torch
+	@touch $@
+
+$(VENV)/.specplug-hf: $(VENV)/.specplug-torch $(BUILD)
+	$(PIP) install --quiet -c constraints.txt -e '.[hf]'
+	@touch $@
+
+$(VENV)/.specplug-test: $(VENV)/.specplug-torch $(BUILD)
+	$(PIP) install --quiet -c constraints.txt -e '.[hf,test]'
+	@touch $@ $(VENV)/.specplug-hf
+
+$(VENV)/.specplug-dev: $(VENV)/.specplug-torch $(BUILD)
+	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,dev]'
+	@touch $@ $(VENV)/.specplug-test $(VENV)/.specplug-hf
