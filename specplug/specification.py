@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from specplug.errors import OptionError, SpecplugError, unknown_name
@@ -43,7 +44,7 @@ def build(kind: str, text: str, **extra: Any) -> Any:
     """Make the plugin that `text` names. `extra` are values of ours, passed only if the factory takes them."""
     name, texts = _split(text)
     plugin = plugins().get(kind, name)
-    known = inspect.signature(plugin.factory).parameters
+    known = _parameters(plugin.factory)
     for option in texts:
         if option not in known:
             raise unknown_name(f"option of {SINGULAR.get(kind, kind.removesuffix('s'))} {name!r}", option, known)
@@ -55,6 +56,13 @@ def build(kind: str, text: str, **extra: Any) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise OptionError(f"{text!r}: {error}") from error
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:  # something built in that does not say what it takes
+        return {}
 
 
 def _typed(text: str, option: str, value: str, annotation: Any) -> int | float | bool | str:

@@ -89,17 +89,29 @@ class Speculator:
         with self._lock:
             self.stats = session.stats
 
+    def check(self, capabilities: frozenset[Need], vocab_size: int, host_name: str) -> None:
+        """Raise what `open` would raise, before there is a host."""
+        for drafter in self._usable(capabilities, host_name):
+            for shape in self._shapes_of(drafter):
+                _check_branching(shape, vocab_size)
+
+    def _usable(self, capabilities: frozenset[Need], host_name: str) -> Iterator[Drafter]:
+        for drafter in self._candidates:
+            if self.drafter == AUTO and not drafter.needs <= capabilities:
+                continue  # one of ours that nobody asked for
+            _check_needs(drafter, capabilities, host_name, self.drafter)
+            yield drafter
+
+    def _shapes_of(self, drafter: Drafter) -> list[TreeShape]:
+        return [ROOT_ONLY] if isinstance(drafter, NoDraft) else self._shapes or default_shapes(drafter)
+
     def _arms(self, host: Host) -> Iterator[Arm]:
         served = 0
-        for drafter in self._candidates:
-            if self.drafter == AUTO and not drafter.needs <= host.capabilities:
-                continue  # one of ours that nobody asked for
-            _check_needs(drafter, host, self.drafter)
+        for drafter in self._usable(host.capabilities, type(host).__name__):
             served += 1
-            shapes = [ROOT_ONLY] if isinstance(drafter, NoDraft) else self._shapes or default_shapes(drafter)
             opened = drafter.open(host)
-            for shape in shapes:
-                _check_branching(shape, host)
+            for shape in self._shapes_of(drafter):
+                _check_branching(shape, host.vocab_size)
                 yield Arm(_label(drafter, shape), opened, shape, _min_context(drafter))
         if not served or (self._controller.needs_baseline and not isinstance(self._candidates[-1], NoDraft)):
             yield Arm("none", NoDraft().open(host), ROOT_ONLY)
@@ -126,19 +138,19 @@ def _label(drafter: Drafter, shape: TreeShape) -> str:
     return f"{type(drafter).__name__}/{kind}:{shape.size}" + ("" if shape.is_chain else f"x{shape.depth}")
 
 
-def _check_needs(drafter: Drafter, host: Host, asked: object) -> None:
-    missing = sorted(need.value for need in drafter.needs if need not in host.capabilities)
+def _check_needs(drafter: Drafter, capabilities: frozenset[Need], host_name: str, asked: object) -> None:
+    missing = sorted(need.value for need in drafter.needs if need not in capabilities)
     if missing:
         name = asked if isinstance(asked, str) and asked != AUTO else type(drafter).__name__
         raise UnsupportedError(
-            f"Drafter {name!r} needs {', '.join(missing)}, which {type(host).__name__} cannot give; choose another drafter."
+            f"Drafter {name!r} needs {', '.join(missing)}, which {host_name} cannot give; choose another drafter."
         )
 
 
-def _check_branching(shape: TreeShape, host: Host) -> None:
-    if max(child_counts(shape)) > host.vocab_size:
+def _check_branching(shape: TreeShape, vocab_size: int) -> None:
+    if max(child_counts(shape)) > vocab_size:
         raise OptionError(
-            f"The tree has a node with {max(child_counts(shape))} children, the vocabulary {host.vocab_size} tokens; "
+            f"The tree has a node with {max(child_counts(shape))} children, the vocabulary {vocab_size} tokens; "
             "choose a narrower tree."
         )
 

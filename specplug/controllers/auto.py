@@ -24,7 +24,7 @@ class Auto(Controller):
     """`allowance`: share of the time that trying may lose. `credit`: rounds of plain decoding it may lose at first."""
 
     allowance: float = 0.02
-    credit: float = 1.5
+    credit: float = 2.0
     reinvest: float = 0.05  # share of the time that trying may lose besides, out of what speculation gained
     weight: float = 0.1  # of the newest round in the average yield
     margin: float = 1.03  # an arm must be better by so much to take over
@@ -47,7 +47,10 @@ class Auto(Controller):
             return planned(baseline, batch)  # loses nothing, and is what everything else is measured against
         usable = [arm for arm in self.arms if batch.context >= arm.min_context]
         best = self._best(situation, usable)
-        return planned(self._trial(situation, usable, best, batch) or best, batch)
+        trial = self._trial(situation, usable, best, batch)
+        if trial is not None and trial.drafter.drafts_with_model and trial.label not in self._warm:
+            return Plan(trial, trial.shape.cut(min(1, batch.room - 1)))  # its caches catch up: not to be measured yet
+        return planned(trial or best, batch)
 
     def observe(self, finished: Round) -> None:
         arm, batch = finished.plan.arm, finished.batch
@@ -56,8 +59,8 @@ class Auto(Controller):
         record = situation.records.setdefault(arm.label, Record())
         record.last_tried = situation.rounds
         seconds, tokens = finished.seconds.total, sum(finished.commit.counts) / batch.num_rows
-        self._settle(situation, arm, seconds, tokens)
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
+        self._settle(situation, arm, seconds, tokens, caught_up)
         self._warm.add(arm.label)
         if caught_up and finished.plan.shape is arm.shape:  # else it is not what a round of this arm costs
             record.update(seconds, tokens, batch.num_rows, self.weight)
@@ -66,7 +69,7 @@ class Auto(Controller):
         host = (self._key, batch.sampling)
         return self._memory.situation(host, batch.num_rows.bit_length(), batch.context.bit_length())
 
-    def _settle(self, situation: Situation, arm: Arm, seconds: float, tokens: float) -> None:
+    def _settle(self, situation: Situation, arm: Arm, seconds: float, tokens: float, caught_up: bool) -> None:
         """Book a round: the allowance it earned, and what it gained or lost against plain decoding."""
         plain = situation.records.get(self.arms[-1].label, _NEW)
         if not plain.samples:
@@ -74,12 +77,17 @@ class Auto(Controller):
         if self._ledger.spare is None:
             self._ledger.spare = self.credit * plain.seconds
         gain = tokens * plain.seconds - seconds if arm.shape.size else 0.0
+        if arm.label == self._current:  # no trial, but what seems best: by its averages, without the round's luck
+            gain = max(0.0, situation.records[arm.label].rate * plain.seconds - 1) * seconds
+        elif not caught_up:
+            gain = max(gain, -2 * plain.seconds)  # a long prompt must not cost an arm its trial
         earned = self.allowance * seconds + min(gain, self.reinvest * seconds)
         self._ledger.spare = min(self._ledger.spare + earned, 20 * plain.seconds)
 
     def _best(self, situation: Situation, usable: list[Arm]) -> Arm:
         def rate(arm: Arm) -> float:
-            return situation.records.get(arm.label, _NEW).rate * (self.margin if arm.label == self._current else 1.0)
+            held = arm.label == self._current or arm is self.arms[-1]
+            return situation.records.get(arm.label, _NEW).rate * (self.margin if held else 1.0)
 
         best = max(reversed(usable), key=rate)  # plain decoding stands last and wins ties
         self._current = best.label
@@ -94,22 +102,29 @@ class Auto(Controller):
             if arm is best or batch.room <= arm.shape.depth:
                 continue
             record = situation.records.get(arm.label, _NEW)
-            if record.samples:
+            if not arm.shape.size:
+                potential, loss = self._potential(situation, arm, record), -math.inf  # never unaffordable
+            elif record.samples:
                 potential = self._potential(situation, arm, record)
                 loss = record.seconds * max(0.0, 1 - record.rate / leader)
             else:
                 potential = math.inf if not arm.drafter.drafts_with_model else 1e9 / (1 + arm.shape.depth)
-                loss = plain * (1.5 if arm.drafter.drafts_with_model else 0.3)
+                loss = plain * (1.0 if arm.drafter.drafts_with_model else 0.3)
                 if arm.label in self._warm:
-                    loss -= 3 * plain  # its caches have caught up: do not let that have been for nothing
+                    loss -= 2 * plain  # its caches have caught up: do not let that have been for nothing
             if potential > most and loss <= max(spare, 0.0 if record.samples else spare):
                 chosen, most = arm, potential
         return chosen
 
     def _potential(self, situation: Situation, arm: Arm, record: Record) -> float:
         waited = situation.rounds - record.last_tried
-        doubt = 1 / math.sqrt(1 + 2 * record.samples / (1 + waited / self.patience))
-        return (record.tokens + (arm.shape.depth + 1 - record.tokens) * doubt) / record.seconds
+        samples = record.samples / (1 + waited / self.patience)
+        if not arm.shape.size:  # only its time is in doubt; all else is measured against it
+            return record.rate * (1 + min(0.3, 0.3 / math.sqrt(samples)))
+        doubt = 1 / (1 + samples)
+        most = min(arm.shape.depth + 1.0, 2 * record.tokens + 2)
+        seconds = record.seconds * (1 - 0.15 * doubt)
+        return (record.tokens + max(0.0, most - record.tokens) * doubt) / seconds
 
 
 _NEW = Record()

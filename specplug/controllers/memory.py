@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+WINDOW = 25  # rounds whose median is an arm's time
+
 
 @dataclass(slots=True)
 class Record:
@@ -16,11 +18,11 @@ class Record:
     tokens: float = 0.0  # tokens a row and round, exponential average
     seconds: float = 0.0  # of a round: lower median of the last few, so that a hiccup does not count
     last_tried: int = 0  # the situation's round count when it was last tried
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def update(self, seconds: float, tokens: float, rows: int, weight: float) -> None:
         """Add a round of `rows` rows that yielded `tokens` a row."""
-        self.recent.append(seconds)
+        self.recent.append(max(seconds, 1e-9))  # a coarse clock may say 0
         self.seconds = sorted(self.recent)[(len(self.recent) - 1) // 2]
         share = max(weight, rows / (self.samples + rows))  # a plain mean first, then exponential
         self.tokens += share * (tokens - self.tokens)
@@ -34,7 +36,7 @@ class Record:
 
     def aged(self) -> Record:
         """What it says about a neighbouring situation: a starting point, soon overruled by measurements there."""
-        return Record(min(self.samples, 3), self.tokens, self.seconds, 0, deque([self.seconds], maxlen=9))
+        return Record(min(self.samples, 3), self.tokens, self.seconds, 0, deque([self.seconds], maxlen=WINDOW))
 
 
 @dataclass(slots=True)

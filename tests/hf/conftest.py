@@ -26,7 +26,7 @@ def fp32() -> Models:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """One word a token: `w0`, `w1`, ..."""
+    """A byte-level tokenizer with the tiny vocabulary."""
     return tiny_tokenizer()
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from specplug import SpecplugError, Speculator
+from specplug_hf.draft import node_forward
+from specplug_hf.probe import tree_error
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -62,14 +64,27 @@ _SMALL: dict[str, Any] = {
 }
 
 _MIXED = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+_ROPE = dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 3, 3])
+_ROPE_BY_KIND = dict(full_attention=_ROPE, sliding_attention=_ROPE)
 _GEMMA_3N = dict(num_kv_shared_layers=0, laurel_rank=8, vocab_size_per_layer_input=VOCABULARY, layer_types=_MIXED)
 _GEMMA_4 = dict(global_head_dim=32, vocab_size_per_layer_input=VOCABULARY, layer_types=_MIXED[::-1])
 _NGRAMS = dict(indexer_n_heads=4, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=16, indexer_compress_ratio=4)
 
 # What a family needs beside that; a dict at a `..._config` goes to that part.
 SPECIAL: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": dict(layer_types=_MIXED, sliding_window_pattern=2),
-    "dbrx": dict(attn_config=dict(kv_n_heads=2), ffn_config=dict(hidden_size=64, ffn_hidden_size=64)),
+    "blt": dict(
+        encoder_hash_byte_group_vocab=64,
+        **{part: dict(vocab_size=VOCABULARY) for part in ("patcher_config", "encoder_config", "decoder_config")},
+    ),
+    "cohere_compass_text": dict(layer_types=_MIXED, rope_parameters=_ROPE_BY_KIND),
+    "dbrx": dict(
+        attn_config=dict(kv_n_heads=2, rope_theta=1e4, clip_qkv=8.0), ffn_config=dict(hidden_size=64, ffn_hidden_size=64)
+    ),
+    "deepseek_v2": dict(num_experts_per_tok=2, topk_group=1),
+    "dots3_note": dict(
+        vision_config=dict(adapter_in_dim=64, adapter_out_dim=64),
+        audio_config=dict(adapter_input_size=64, adapter_out_dim=64),
+    ),
     "dots1": dict(n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=1),
     "gemma3n": dict(text_config=_GEMMA_3N),
     "gemma3n_text": _GEMMA_3N,
@@ -93,16 +108,35 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": dict(num_experts_per_tok=1),
 }
 
+
+def _longrope(pairs: int) -> dict[str, Any]:
+    """Rotary embeddings that change for all positions once the sequence is longer than 20."""
+    return dict(
+        rope_type="longrope",
+        rope_theta=1e4,
+        short_factor=[1.0] * pairs,
+        long_factor=[4.0] * pairs,
+        original_max_position_embeddings=20,
+    )
+
+
 # Settings of a family that its default configuration does not show: (model type, settings).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert:encoder": ("bert", dict(is_decoder=False)),
+    "doge:sparse": ("doge", dict(keep_window_size=WINDOW)),
     "falcon:alibi": ("falcon", dict(alibi=True)),
     "falcon:new": ("falcon", dict(new_decoder_architecture=True)),
     "gemma3_text:bidirectional": ("gemma3_text", dict(use_bidirectional_attention=True)),
     "gemma4_text:shared": ("gemma4_text", dict(num_kv_shared_layers=2)),
     "gemma3n_text:shared": ("gemma3n_text", dict(num_kv_shared_layers=2)),
     "lfm2:conv": ("lfm2", dict(layer_types=["conv", "full_attention", "conv", "full_attention"])),
+    "minimax_m3_vl_text:sparse": (
+        "minimax_m3_vl_text",
+        dict(layer_types=["full_attention", "minimax_m3_sparse"] * 2, index_block_size=4, index_topk_blocks=2),
+    ),
+    "minicpm3:longrope": ("minicpm3", dict(rope_parameters=_longrope(4))),
     "opt:350m": ("opt", dict(word_embed_proj_dim=32, do_layer_norm_before=False)),
+    "phi3:longrope": ("phi3", dict(rope_parameters=_longrope(8), original_max_position_embeddings=20)),
     "phi3:window": ("phi3", dict(sliding_window=WINDOW)),
     "qwen2:window": ("qwen2", dict(use_sliding_window=True, max_window_layers=2)),
     "qwen3:window": ("qwen3", dict(use_sliding_window=True, max_window_layers=2)),
@@ -120,6 +154,8 @@ class Outcome:
     detail: str = ""
     accepted: float = 0.0  # draft tokens a round, self-draft over the whole cache
     distinct: int = 0  # tokens in the plain output: a constant one would prove nothing
+    error: float = 0.0  # of a tree's logits against its paths', as a share of their spread (probe.tree_error)
+    faults: tuple[float, float] = (0.0, 0.0)  # the same with the mask, with the positions forgotten: what is seen of a fault
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -145,13 +181,13 @@ def _shrunk(cls: Any, extra: dict[str, Any]) -> Any:
         if name in cls.sub_configs:
             part = getattr(default, name)
             if part is not None and not isinstance(part, dict):
-                values[name] = _shrunk(type(part), extra.get(name, {})).to_dict()
+                values[name] = {**_shrunk(type(part), extra.get(name, {})).to_dict(), **extra.get(name, {})}
         elif name in _SMALL and value is not None:
             values[name] = _value(name, value)
     values |= {name: value for name, value in extra.items() if name not in cls.sub_configs}
     if "kv_lora_rank" in values:  # latent attention: keys and values of every head
         values["num_key_value_heads"] = values["num_attention_heads"]
-        values.pop("head_dim", None)
+        values |= {"head_dim": values["qk_rope_head_dim"]} if "head_dim" in values else {}
     return cls(**values)
 
 
@@ -176,14 +212,27 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 
 @torch.no_grad()
 def spread(model: PreTrainedModel, gain: float = 1.5) -> None:
-    """Weights wide enough for attention to be sharp and the output to vary."""
+    """Weights wide enough for attention to be sharp; and what all positions say in common is taken out of the head."""
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
         if weight.ndim >= 2:
             std = 1.0 if "embed" in name or "wte" in name else gain / weight.shape[-1] ** 0.5
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
-        elif name.rsplit(".", 1)[-1] in ("sinks", "bias"):
+        elif name.rsplit(".", 1)[-1] in ("sinks", "bias", "A"):
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        return
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        model(input_ids=torch.randint(3, VOCABULARY, (4, 24), generator=generator), use_cache=False)
+    except Exception:
+        return  # a model that does not run shows it in plain generation
+    finally:
+        hook.remove()
+    common = seen[0].flatten(0, 1).mean(0)
+    head.weight.sub_((head.weight @ common)[:, None] * common / common.norm() ** 2)
 
 
 def prompts(vocabulary: int) -> dict[str, Tensor]:
@@ -238,7 +287,29 @@ def _run(family: str, dtype: torch.dtype) -> Outcome:
             outcome.status = "wrong"
             outcome.detail = f"{name}: rows equal up to columns {same} of {plain.shape[1]}"
             return outcome
+    outcome.error = tree_error(model, node_forward(model))
+    outcome.faults = (tree_error(model, ForgetsMask(model)), tree_error(model, ForgetsPositions(model)))  # type: ignore[arg-type]
     return outcome
+
+
+class ForgetsMask:
+    """A node forward with a fault: every node sees all nodes before it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.forward = node_forward(model)
+        self.full_width = self.forward.full_width
+
+    def __call__(self, store: Any, step: Any, tokens: Tensor, positions: Tensor) -> Any:
+        step._ancestors = torch.ones_like(step._ancestors).tril()
+        return self.forward(store, step, tokens, positions)
+
+
+class ForgetsPositions(ForgetsMask):
+    """A node forward with a fault: nodes stand one behind the other."""
+
+    def __call__(self, store: Any, step: Any, tokens: Tensor, positions: Tensor) -> Any:
+        behind = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.forward(store, step, tokens, positions[:, :1] + behind)
 
 
 def _without_plain(family: str, model: Any, inputs: Any, call: Any, error: Exception) -> Outcome:
@@ -294,7 +365,7 @@ def main() -> int:
         outcomes.append(run(family))
         o = outcomes[-1]
         print(
-            f"{o.family:24} {o.status:8} {o.accepted:4.1f} {o.distinct:3d} {o.seconds:5.1f}s {o.detail}",
+            f"{o.family:24} {o.status:8} {o.accepted:4.1f} {o.distinct:3d} {o.error:7.0e} {o.faults[0]:4.0%} {o.faults[1]:4.0%} {o.seconds:5.1f}s {o.detail}",
             flush=True,
         )
     print("\n".join(table(outcomes)))

@@ -197,15 +197,16 @@ def same_cache(ours: Any, plain: Any, mask: Tensor | None, tolerance: float = 1e
             )
 
 
-def tiny_tokenizer(vocab: int = VOCAB) -> Any:
-    """A tokenizer of whole words `w<id>`."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer of `VOCAB` tokens: padding, start, the blank and the 94 printable characters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{i}": i for i in range(vocab)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="w0", pad_token="w0", bos_token="w1")
+    words = ["<pad>", "<s>", "\u0120", *(chr(code) for code in range(33, 127))]
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>")
 
 
 class Calls:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+import specplug
 from specplug.cli import main
+from specplug.plugins import Plugins
 from specplug_hf.commands import measure, show
 from specplug_hf.commands.batches import Prompts
 from specplug_hf.commands.cases import Case, Result, choose
@@ -66,14 +69,14 @@ def test_demo_colours_accepted_tokens_and_shows_the_same_text(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert main(["demo", "--short", "--max-new-tokens", "40"]) == 0
+    assert main(["demo", "--short", "--max-new-tokens", "16"]) == 0
     printed = capsys.readouterr().out
     assert show.GREEN in printed
     plain, ours = printed.split("--- plain generate")[1].split("--- specplug")[:2]
     for style in (show.GREEN, show.BOLD, show.DIM, show.RESET):
         plain, ours = plain.replace(style, ""), ours.replace(style, "")
-    text = plain.split("\n", 1)[1].split("\n--- 40 tokens")[0]
-    assert text == ours.split("\n", 1)[1].split("\n--- 40 tokens")[0]
+    text = plain.split("\n", 1)[1].split("\n--- 16 tokens")[0]
+    assert text == ours.split("\n", 1)[1].split("\n--- 16 tokens")[0]
 
 
 def test_demo_takes_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +195,22 @@ def test_help_loads_no_framework() -> None:
 
 def test_names_and_registry_agree() -> None:
     assert tuple(REGISTRY) == SETUPS
+
+
+def test_readme_drafter_is_short_and_works(models: Models) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("<!-- drafter -->\n```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line and not line.startswith("#")]) < 20
+    module = types.ModuleType("bigram")
+    exec(compile(code, "README.md", "exec"), module.__dict__)
+    mine = Plugins(load_entry_points=False)
+    mine.register(module, "readme")
+    drafter = mine.get("drafters", "bigram").factory()
+    spec = specplug.Speculator(drafter=drafter, tree="chain:length=3", controller="fixed")
+    batch = Prompts(models, builtin=True).batch(60, 2, 0, 1, ragged=True)
+    plain, ours = (measure.call(models, Option("x", keywords), batch, 12) for keywords in ({}, {"assistant": spec}))
+    assert torch.equal(plain, ours)
+    assert spec.stats.proposed > 0
 
 
 def test_halves_share_no_text(models: Models) -> None:

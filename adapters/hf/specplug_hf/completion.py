@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from specplug_hf.host import HFHost
+from specplug_hf.prefill import keeps_nothing
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
 from specplug_hf.views import FullView
@@ -58,7 +59,8 @@ def _forward_block(host: HFHost, row: int, store: KVStore, length: int, tokens: 
         shape=shape, full_width=host.forward.full_width, shifts=host.shifts_of(row),
     )  # fmt: skip
     positions = host.prompt_offsets[..., row : row + 1, None] + length + trees.depths
-    output = host.forward(store, step, tokens, positions, **host.records.forward_flags)
+    extras = host.extras.for_nodes([row], trees.num_nodes)
+    output = host.forward(store, step, tokens, positions, **extras, **host.records.forward_flags)
     logits = output.logits.to(device=host.device, dtype=torch.float32)
     scores = host.processors.scores(logits, host.progress.ids, [end], [row], trees) if host.records.scores else logits
     host.records.keep_forward(output, host.attention_columns([row], [length], trees))
@@ -71,6 +73,8 @@ def export_cache(host: HFHost, cache: DynamicCache) -> None:
     generated = host.progress.steps - 1
     columns = host.cache_columns
     for index, layer in enumerate(cache.layers):
+        if keeps_nothing(layer):
+            continue
         keys, values = _rectangle(host, index, columns + generated)
         if isinstance(layer, DynamicSlidingWindowLayer):
             keys, values = keys[:, :, -layer.sliding_window + 1 :], values[:, :, -layer.sliding_window + 1 :]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specplug_hf.draft import prepare_draft
+from specplug_hf.extras import Extras
 from specplug_hf.nodes import NodeForward
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
@@ -51,10 +52,11 @@ class HFHost:
         records: Records,
         seeds: Tensor | None,
         vocab_size: int,
-        kernel: str = "auto",
+        kernel: str,
+        extras: Extras,
     ) -> None:
         self.forward, self.progress, self.processors, self.records = forward, progress, processors, records
-        self.kernel = kernel
+        self.kernel, self.extras = kernel, extras
         self.model: PreTrainedModel = forward.model
         self.vocab_size = vocab_size
         self.device = progress.ids.device
@@ -130,7 +132,8 @@ class HFHost:
             shape=trees.shape, full_width=self.forward.full_width, shifts=self.shifts,
         )  # fmt: skip
         output = self.forward(
-            self.store, step, trees.tokens, self.node_positions(0, trees.depths), **self.records.forward_flags
+            self.store, step, trees.tokens, self.node_positions(0, trees.depths),
+            **self.extras.for_nodes(self.rows, trees.num_nodes), **self.records.forward_flags,
         )
         columns = self.attention_columns(self.rows, self.lengths, trees) if self.records.attentions else None
         self.records.keep_forward(output, columns)

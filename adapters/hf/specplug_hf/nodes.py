@@ -39,7 +39,8 @@ class NodeCache(Cache):
         return self._step.total - self._step.num_new
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._step.total, 0
+        # columns, of which a view may hold a part: patterns over the sequence must be as long
+        return max(self._step.total, self._step.columns), 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1

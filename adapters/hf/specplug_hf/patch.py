@@ -16,10 +16,11 @@ from typing import Any
 
 from specplug import OptionError, Speculator, UnsupportedError
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
 
 from specplug_hf.assistant import speculator_of
-from specplug_hf.generate import prepare
+from specplug_hf.generation import generate as own_door
+from specplug_hf.generation import prepare
 from specplug_hf.support import check_call
 
 logger = logging.getLogger(__name__)
@@ -90,22 +91,22 @@ def _speculate(
 ) -> Any:
     """Call the original with our decoding method in the place of its own."""
     named = _by_name(original, model, args, kwargs)
+    if named.get("custom_generate") is own_door:
+        named.pop("custom_generate")  # two doors to the same room
     if named.get("assistant_model") is not None or named.get("custom_generate") is not None:
         raise OptionError("Pass either assistant= or transformers' assistant_model= / custom_generate=, not both.")
 
-    streamer = named.get("streamer")
-
-    # `tokenizer` stands in the signature because transformers reads, and hands over, only what it finds there
-    def decode_by_rounds(model: PreTrainedModel, input_ids: Tensor, tokenizer: Any = None, **call: Any) -> Any:
+    def decode_by_rounds(model: PreTrainedModel, input_ids: Tensor, **call: Any) -> Any:
         with _refusing(is_default):
             generation = prepare(model, input_ids, speculator, **call)
-        return generation.run(streamer)
+        return generation.run(named.get("streamer"))
 
     try:
         with _refusing(is_default):
             check_call(model, named)
+        ours = _with_stop_strings(model, named)
         # the streamer is ours to serve: it must not see the prompt of a call that is refused
-        return original(model, **(named | {"streamer": None}), custom_generate=decode_by_rounds)
+        return original(model, **(ours | {"streamer": None}), custom_generate=decode_by_rounds)
     except _NotServedError as error:
         logger.warning("specplug: plain generation for this call: %s", error)
     return original(model, **named)
@@ -129,3 +130,18 @@ def _by_name(
     given = inspect.signature(original).bind(model, *args, **kwargs).arguments
     more = given.pop("kwargs", {})
     return dict(list(given.items())[1:]) | more
+
+
+def _with_stop_strings(model: PreTrainedModel, named: dict[str, Any]) -> dict[str, Any]:
+    """The call with its stop strings as a criterion: transformers drops the tokenizer on the way to a `custom_generate`."""
+    config = named.get("generation_config")
+    strings = named.get("stop_strings")
+    if "stop_strings" not in named:
+        strings = getattr(config, "stop_strings", None)
+        strings = model.generation_config.stop_strings if strings is None else strings
+    tokenizer = named.get("tokenizer")
+    if strings is None or tokenizer is None:
+        return named  # without a tokenizer transformers says what is missing
+    criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=strings)
+    criteria = StoppingCriteriaList([*(named.get("stopping_criteria") or ()), criterion])
+    return named | {"stop_strings": None, "stopping_criteria": criteria}

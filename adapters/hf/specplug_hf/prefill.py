@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from specplug import UnsupportedError
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from specplug_hf.store import KVStore, LayerKV
@@ -16,6 +16,7 @@ from specplug_hf.views import RingView
 
 # Layers whose content is plain keys and values of consecutive columns, the last ones at least.
 _TAKEN = (DynamicLayer, DynamicSlidingWindowLayer)
+_EMPTY = getattr(cache_utils, "DummyLayer", ())  # keeps nothing: a layer that reads another layer's keys and values
 
 
 def check_cache(cache: Any) -> None:
@@ -24,16 +25,25 @@ def check_cache(cache: Any) -> None:
         kind = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
         raise UnsupportedError(f"{kind} cannot be rolled back; pass a DynamicCache, or none.")
     for index, layer in enumerate(cache.layers):
-        if type(layer) not in _TAKEN:
+        if type(layer) not in _TAKEN and not keeps_nothing(layer):
             raise UnsupportedError(
                 f"Layer {index} keeps a {type(layer).__name__}: recurrent, hybrid, indexed or quantised state cannot be "
                 "rolled back; generate without assistant=."
             )
 
 
+def keeps_nothing(layer: Any) -> bool:
+    """Whether `layer` of a cache is there for the numbering only."""
+    return isinstance(layer, _EMPTY)
+
+
 def layer_kv(cache: Cache) -> list[LayerKV]:
-    """Keys and values of every layer, as transformers holds them."""
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    """Keys and values of every layer, as transformers holds them; of a layer that keeps nothing, those of no heads."""
+    kept = next((layer.keys for layer in cache.layers if layer.keys is not None), None)
+    if kept is None or any(layer.keys is None for layer in cache.layers if not keeps_nothing(layer)):
+        raise UnsupportedError("The model left layers of its cache empty, so there is nothing to go on from.")
+    nothing = kept[:, :0, :, :1]
+    return [(nothing, nothing) if keeps_nothing(layer) else (layer.keys, layer.values) for layer in cache.layers]
 
 
 def slots_of(mask: Tensor | None) -> Tensor | None:
@@ -48,6 +58,8 @@ def take_over(cache: Cache, columns: int, slots: Tensor | None, capacity: int, r
     """Copy what `cache` holds of `columns` columns into a new store; `release` frees each layer's own copy on the way."""
     store = KVStore(layer_kv(cache), capacity)
     for index, layer in enumerate(cache.layers):
+        if keeps_nothing(layer):
+            continue
         # a sliding layer holds only its last columns; what it dropped is outside its window for good
         store.load(index, layer.keys, layer.values, slots, columns - layer.keys.shape[2])
         if release:

@@ -82,6 +82,7 @@ class Progress:
 
         Cut behind the first end token and at the greatest length.
         """
+        tokens = tokens.to(self.ids)
         kept = [min(count, self.room(row)) for row, count in zip(rows, counts, strict=True)]
         if self._eos is not None:
             column = torch.arange(tokens.shape[1], device=tokens.device)
@@ -100,7 +101,7 @@ class Progress:
         row, start, count = torch.tensor([rows, [self.ends[r] for r in rows], counts], device=device)[..., None]
         offset = torch.arange(tokens.shape[1], device=device)
         new = offset < count
-        self.ids[row.expand_as(new)[new], (start + offset)[new]] = tokens.to(self.ids)[new]
+        self.ids[row.expand_as(new)[new], (start + offset)[new]] = tokens[new]
 
     def advance(self, scores: Callable[[int], Any] | None = None) -> None:
         """Move the frontier as far as it goes; `scores(s)` is what the criteria get beside the ids at step s."""

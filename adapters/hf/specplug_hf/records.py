@@ -52,6 +52,7 @@ class Records:
         self._scores: Tensor | None = None
         self._logits: Tensor | None = None
         self._columns: Any = None
+        self._shown: list[Tensor] = []  # scores that criteria were given, a step: [B0, V]
 
     @property
     def needs_completion(self) -> bool:
@@ -91,8 +92,15 @@ class Records:
             )
 
     def scores_so_far(self, steps: int) -> tuple[Tensor, ...] | None:
-        """What plain generation hands to stopping criteria after `steps` tokens."""
-        return self._stack("scores", steps) if self.scores else None
+        """What plain generation hands to stopping criteria after `steps` tokens.
+
+        A row that has ended repeats its last scores: those of the padding behind it are not known before the end.
+        """
+        if not self.scores:
+            return None
+        for step in range(len(self._shown), steps):
+            self._shown.append(torch.stack([row.scores[min(step, len(row.scores) - 1)] for row in self.rows]))
+        return tuple(self._shown[:steps])
 
     def retire(self, host: Any, rows: Sequence[int]) -> None:
         """Keep the KV of rows that leave the batch, if the cache will be returned or the row must be completed."""

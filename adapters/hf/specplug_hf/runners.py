@@ -42,7 +42,7 @@ class _Runner:
         ancestors = torch.ones((1, width, width), dtype=torch.bool, device=tokens.device).tril()
         depths = torch.arange(width, device=tokens.device)[None]
         step = self._step(ancestors, depths, 0, width)
-        logits = self.forward(self.store, step, tokens, positions).logits
+        logits = self.forward(self.store, step, tokens, positions, **self._extras(width)).logits
         self._settle(counts, width)
         if width > 1:
             last = torch.tensor(counts, device=logits.device)[:, None, None] - 1
@@ -72,6 +72,10 @@ class _Runner:
     def _shifts(self) -> Tensor | None:
         return None
 
+    def _extras(self, count: int) -> dict[str, Any]:
+        """Further inputs of `count` nodes a row."""
+        return {}
+
     def _positions(self, depths: Tensor) -> Tensor:
         """Position ids of nodes at `depths` [n] below the root, which has been read by now."""
         raise NotImplementedError
@@ -84,7 +88,8 @@ class _Runner:
         step = self._step(
             derived.ancestors[None, 1:, 1:], derived.depths[None, 1:] - 1, start - 1, stop - 1, self._shape
         )
-        return self.forward(self.store, step, tokens, self._positions(derived.depths[start:stop] - 1)).logits
+        positions = self._positions(derived.depths[start:stop] - 1)
+        return self.forward(self.store, step, tokens, positions, **self._extras(stop - start)).logits
 
 
 class SelfRunner(_Runner):
@@ -130,6 +135,9 @@ class SelfRunner(_Runner):
 
     def _shifts(self) -> Tensor | None:
         return self.host.shifts
+
+    def _extras(self, count: int) -> dict[str, Any]:
+        return self.host.extras.for_nodes(self.host.rows, count)
 
     def commit(self, verdict: Verdict, kept: list[int]) -> None:
         """The target's own KV of what was accepted is copied at the next `begin`."""

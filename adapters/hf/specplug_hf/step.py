@@ -60,6 +60,11 @@ class Step:
         """Nodes forwarded."""
         return self.stop - self.start
 
+    @property
+    def columns(self) -> int:
+        """Columns of the longest row with its nodes."""
+        return max(self.lengths) + self.stop
+
     def causal_bias(self, dtype: torch.dtype) -> Tensor | None:
         """Additive mask [B or 1, 1, n, total - prefix] (the whole width if `full_width`); None: all is visible."""
         key = ("causal", dtype)

@@ -13,6 +13,15 @@ from transformers import GenerationConfig, PreTrainedModel
 # Implementations that take an arbitrary additive mask, or that we replace for our own forwards.
 _MASKED_ATTENTION = {"sdpa", "eager", None}
 
+# By model type: what rules speculation out, and which models build on the mask they are given, which must be whole then.
+_PECULIAR = {
+    "git": "keeps image tokens in its cache that its mask does not count",
+    "mllama_text_model": "has layers that attend to an image's own keys and values, which a tree cannot share",
+}
+_BUILDS_ON_MASK = {"doge"}
+# By model type: the option that says up to which length a model attends to all that its mask shows.
+_DEPARTS_BEYOND = {"moshi": "sliding_window", "doge": "keep_window_size"}
+
 
 def check_architecture(model: PreTrainedModel, role: str = "model") -> None:
     """Raise `UnsupportedError` if `model` cannot verify or draft trees."""
@@ -21,10 +30,16 @@ def check_architecture(model: PreTrainedModel, role: str = "model") -> None:
         raise UnsupportedError(f"{name} is an encoder-decoder; only decoder-only models are served for now.")
     if getattr(model, "_is_stateful", False):
         raise UnsupportedError(f"{name} keeps recurrent state, which cannot be rolled back; generate without assistant=.")
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    parameters = inspect.signature(model.forward).parameters
+    if "past_key_values" not in parameters:
+        raise UnsupportedError(f"{name} keeps no KV cache, in which speculation lives; generate without assistant=.")
+    if "position_ids" not in parameters:
         raise UnsupportedError(
             f"{name} takes no position_ids, so a tree's siblings cannot share a position; generate without assistant=."
         )
+    cause = _peculiarity(model)
+    if cause is not None:
+        raise UnsupportedError(f"{name} {cause}; generate without assistant=.")
     implementation = model.config._attn_implementation
     if implementation not in _MASKED_ATTENTION and not takes_registered_attention(model):
         raise UnsupportedError(
@@ -32,6 +47,16 @@ def check_architecture(model: PreTrainedModel, role: str = "model") -> None:
         )
     if model.training and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
         raise UnsupportedError(f"{name} is in training mode with dropout, so its output is not defined; call .eval().")
+
+
+def _peculiarity(model: PreTrainedModel) -> str | None:
+    """What an architecture computes from the cache or the mask that a tree cannot give it; each was seen to go wrong."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "alibi", False):
+        return "computes positions from the mask (ALiBi), where a tree's siblings have none of their own"
+    if "local" in getattr(config, "attention_layers", ()):
+        return "has local attention whose window it counts in cache slots, not in positions"
+    return _PECULIAR.get(config.model_type)
 
 
 def takes_registered_attention(model: PreTrainedModel) -> bool:
@@ -42,7 +67,7 @@ def takes_registered_attention(model: PreTrainedModel) -> bool:
 def wants_own_attention(model: PreTrainedModel) -> bool:
     """Whether the model's attention needs something that ours lacks (soft-capping, sinks): its own then computes."""
     config = model.config.get_text_config(decoder=True)
-    if getattr(config, "attn_logit_softcapping", None):
+    if getattr(config, "attn_logit_softcapping", None) or config.model_type in _BUILDS_ON_MASK:
         return True
     return any(name.rsplit(".", 1)[-1] in ("sinks", "sink") for name, _ in model.named_parameters())
 
@@ -62,11 +87,40 @@ def check_request(model: PreTrainedModel, config: GenerationConfig, input_ids: T
         raise UnsupportedError(f"assistant=specplug cannot serve {cause}; {remedy}.")
     if input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
         raise UnsupportedError("assistant=specplug cannot serve an empty prompt; pass at least one token (bos).")
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and config.max_length is not None and config.max_length > limit:
+    _check_length(model.config.get_text_config(decoder=True), config.max_length, input_ids, kwargs)
+
+
+def _check_length(text: Any, longest: int | None, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
+    limit = getattr(text, "max_position_embeddings", None)
+    if longest is None:
+        return
+    if limit is not None and longest > limit:
         raise UnsupportedError(
-            f"The call may reach {config.max_length} tokens, beyond the model's {limit} positions; lower max_new_tokens."
+            f"The call may reach {longest} tokens, beyond the model's {limit} positions; lower max_new_tokens."
         )
+    switch = _rope_switch(text)
+    if switch is not None and longest > switch:
+        mask = kwargs.get("attention_mask")
+        shortest = input_ids.shape[1] if mask is None else int(mask.sum(-1).min())
+        if shortest <= switch:
+            raise UnsupportedError(
+                f"The call may cross {switch} tokens, where the model's rotary embedding (longrope) changes for all of "
+                "the cache; lower max_new_tokens, or generate without assistant=."
+            )
+    name = _DEPARTS_BEYOND.get(text.model_type)
+    if name is not None and longest > getattr(text, name):
+        raise UnsupportedError(
+            f"The call may reach {longest} tokens, beyond {name}={getattr(text, name)}, where what {text.model_type} "
+            "attends to depends on its own cache or padding; lower max_new_tokens, or generate without assistant=."
+        )
+
+
+def _rope_switch(text: Any) -> int | None:
+    """Tokens beyond which the frequencies of all positions change; None if they never do."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    switches = [k.get("original_max_position_embeddings") for k in kinds if k.get("rope_type") == "longrope"]
+    return min((s for s in switches if s is not None), default=None)
 
 
 def _refusals(config: GenerationConfig, kwargs: dict[str, Any]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from specplug_hf.commands.summary import Row, by_contender, row
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What to measure. `prompts`: batches to measure on; at most half as many, rounded up, to choose on."""
+    """What to measure. `prompts`: batches to measure on; half as many, at least one, to choose on."""
 
     rows: int
     context: int
@@ -81,7 +81,7 @@ class Runner:
         """Warm up, choose, measure."""
         taking_part = [c for c in contenders(list(case.names), self.models) if c.fits(case.rows, case.context)]
         result = Result(case, {c.name: c for c in taking_part})
-        choose_on = self._batches(case, half=0, count=max(1, (case.prompts + 1) // 2))
+        choose_on = self._batches(case, half=0, count=max(1, case.prompts // 2))
         measure_on = self._batches(case, half=1, count=case.prompts)
         learning = [(c, o) for c in taking_part for o in c.options if len(c.options) > 1 or c.learns]
         total = len(learning) * len(choose_on) + len(taking_part) * len(measure_on) * case.repeats

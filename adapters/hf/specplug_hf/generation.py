@@ -24,8 +24,10 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from specplug_hf.assistant import speculator_of
 from specplug_hf.completion import complete, export_cache
 from specplug_hf.draft import node_forward, prepare_draft
+from specplug_hf.extras import Extras
 from specplug_hf.host import HFHost, Prompt
 from specplug_hf.prefill import check_cache, slots_of, take_over
+from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
@@ -41,13 +43,12 @@ def generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     assistant: Any = None,
-    tokenizer: Any = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """For `model.generate(..., custom_generate=specplug_hf.generate)`: the same decoding without the patch.
 
-    `assistant` as in `model.generate(assistant=)`; default: the module's own Speculator. `tokenizer` stands here so that
-    transformers makes stop strings of it. A `streamer` sees the prompt and no more: transformers drops it on this way.
+    transformers drops `streamer` (which sees the prompt and no more) and `tokenizer` (hence stop strings) on this way.
+    `assistant` as in `model.generate(assistant=)`; default: the module's own Speculator.
     """
     return decode(
         model,
@@ -149,9 +150,11 @@ class Generation:
         for drafter in self.speculator.drafters:
             if isinstance(drafter, ModelDraft):
                 prepare_draft(drafter.model, self.model, text.vocab_size, self.speculator.kernel)
+        self.extras = Extras(self.kwargs)
         keep_cache = bool(self.config.return_dict_in_generate) or self.cache_is_users
         self.records = Records(self.config, self.input_ids.shape[0], keep_cache)
         self.forward = node_forward(self.model, self.speculator.kernel, own=self.records.attentions)
+        check_trees(self.model, self.forward)
 
     def prefill(self, streamer: Any) -> None:
         """Run the prompt as transformers does, and take its cache over."""
@@ -171,7 +174,7 @@ class Generation:
         )
         self.host = HFHost(
             self.forward, prompt, self.progress, self.processors, self.records,
-            self._seeds(), self._logits.shape[-1], self.speculator.kernel,
+            self._seeds(), self._logits.shape[-1], self.speculator.kernel, self.extras,
         )  # fmt: skip
 
     def _take_over(self, cache: DynamicCache) -> Prompt:

@@ -1,0 +1,124 @@
+"""A look at whether a model can read token trees, for architectures that the family sweep has not seen.
+
+The model reads a short prompt and then a tree that branches, once as we would have it and once path by path, token
+after token, as plain generation does. A model that drops masks, or counts positions by itself, answers differently.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import torch
+from specplug import UnsupportedError
+from specplug.tree import TreeShape, shape_tensors
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from specplug_hf.nodes import NodeForward
+from specplug_hf.prefill import check_cache, slots_of, take_over
+from specplug_hf.step import Step
+from specplug_hf.support import is_half
+from specplug_hf.views import FullView
+
+# Model types of transformers that tests/hf/test_families.py runs: nothing is left to find out.
+VERIFIED = frozenset(
+    """
+    """.split()
+)
+
+_PROMPT = 4
+# Six children of the root, and a child of the last: its siblings stand between it and what it may see.
+_TREE = TreeShape((-1, 0, 0, 0, 0, 0, 0, 6))
+_PATHS = ((0, 6, 7), (0, 1, 2))  # of the two rows; the last node of the second stands for no path and is not compared
+_COMPARED = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))  # (row, place on its path)
+_TOLERANCE, _TOLERANCE_HALF = 0.01, 0.2  # of the logits' own spread
+
+_causes: weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, str | None]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def check_trees(model: PreTrainedModel, forward: NodeForward) -> None:
+    """Raise `UnsupportedError` if `model` reads a tree otherwise than path by path.
+
+    Costs five forwards of a few tokens, once a model object and attention implementation; nothing for a verified family.
+    Draws no random numbers.
+    """
+    if is_verified(model):
+        return
+    key = (model.config._attn_implementation, model.dtype, forward.full_width)
+    with _lock:
+        known = _causes.setdefault(model, {})
+    if key not in known:
+        known[key] = _cause(model, forward)
+    if known[key] is not None:
+        raise UnsupportedError(f"{type(model).__name__} {known[key]}; generate without assistant=.")
+
+
+def is_verified(model: PreTrainedModel) -> bool:
+    """Whether `model` is transformers' own code for a family that the sweep has run."""
+    return type(model).__module__.startswith("transformers.models.") and model.config.model_type in VERIFIED
+
+
+def _cause(model: PreTrainedModel, forward: NodeForward) -> str | None:
+    """What is wrong, or None."""
+    try:
+        error = tree_error(model, forward)
+    except (UnsupportedError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as failure:
+        return f"cannot read a token tree ({type(failure).__name__}: {failure})"
+    if error <= (_TOLERANCE_HALF if is_half(model.dtype) else _TOLERANCE):
+        return None
+    return f"reads a token tree otherwise than its paths (logits differ by {error:.0%} of their spread)"
+
+
+@torch.no_grad()
+def tree_error(model: PreTrainedModel, forward: NodeForward) -> float:
+    """Largest difference between the tree's logits and the paths', as a share of the logits' standard deviation."""
+    device = model.device
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    # ordinary tokens: the special ones stand at the ends of a vocabulary
+    tokens = (vocabulary // 3 + 7 * torch.arange(_PROMPT + _TREE.num_nodes, device=device)) % vocabulary
+    prompt, nodes = tokens[:_PROMPT].expand(2, -1), tokens[_PROMPT:].expand(2, -1)
+    mask = torch.ones_like(prompt)
+    mask[1, 0] = 0  # the second row is padded
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    check_cache(cache)
+    _read(model, cache, prompt, mask)
+    ours = _tree_logits(model, forward, cache, nodes, mask)
+    paths = torch.tensor(_PATHS, device=device)
+    theirs = []
+    for place in range(paths.shape[1]):
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        theirs.append(_read(model, cache, nodes.gather(1, paths[:, place : place + 1]), mask)[:, -1].double())
+    rows, places = (torch.tensor(column, device=device) for column in zip(*_COMPARED, strict=True))
+    expected = torch.stack(theirs, dim=1)[rows, places]
+    found = ours[rows, paths[rows, places]]
+    spread = expected.std(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    error = ((found - expected).square().mean(-1).sqrt() / spread).max()
+    return float("inf") if bool(error.isnan()) else float(error)
+
+
+def _read(model: PreTrainedModel, cache: DynamicCache, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Logits of `tokens` [B, n] read after what is in `cache`, under the 2-D `mask` of all columns."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    return model(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).logits
+
+
+def _tree_logits(
+    model: PreTrainedModel, forward: NodeForward, cache: DynamicCache, nodes: Tensor, mask: Tensor
+) -> Tensor:
+    """Logits [2, N, V] of the tree below the prompt in `cache`, which is left as it is."""
+    store = take_over(cache, _PROMPT, slots_of(mask), _PROMPT + _TREE.num_nodes, release=False)
+    lengths: list[int] = mask.sum(1).tolist()
+    derived = shape_tensors(_TREE, nodes.device)
+    step = Step(
+        FullView(), lengths, derived.ancestors[None], derived.depths[None], 0, _TREE.num_nodes,
+        full_width=forward.full_width,
+    )  # fmt: skip
+    positions = torch.tensor(lengths, device=nodes.device)[:, None] + derived.depths
+    return forward(store, step, nodes, positions).logits.double()
