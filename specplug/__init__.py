@@ -14,9 +14,10 @@ from specplug.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from specplug.host import Batch, Commit, Host, Need
 from specplug.hookspecs import hookimpl
+from specplug.host import Batch, Commit, Host, Need
 from specplug.kv_policies import KVPolicy, KVSelection
+from specplug.ragged import ragged_trees
 from specplug.round import Round, run_round
 from specplug.speculator import Speculator
 from specplug.stats import SpecStats
@@ -59,6 +60,7 @@ __all__ = [
     "fill_shape",
     "hookimpl",
     "last_stats",
+    "ragged_trees",
     "roots_only",
     "run_round",
 ]

@@ -12,6 +12,7 @@ from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDr
 from specplug.errors import OptionError, UnsupportedError
 from specplug.host import Host, Need
 from specplug.kv_policies import Full, KVPolicy, Streaming
+from specplug.plugins import plugins
 from specplug.session import Session
 from specplug.specification import build
 from specplug.stats import SpecStats
@@ -60,6 +61,8 @@ class Speculator:
             )
         if not isinstance(self.kernel, str):
             raise OptionError(f"kernel: expected a name, got {self.kernel!r} of type {type(self.kernel).__name__}.")
+        if self.kernel != AUTO:
+            plugins().get("kernels", self.kernel)  # an unknown name is refused here, with the known ones
 
     def _default_drafters(self, policy: KVPolicy | None) -> list[Drafter]:
         drafters: list[Drafter] = []

@@ -135,6 +135,13 @@ def child_counts(shape: TreeShape) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=512)
+def level_widths(shape: TreeShape) -> tuple[int, ...]:
+    """Most children of a node, of every level but the last."""
+    counts = child_counts(shape)
+    return tuple(max(counts[start:stop]) for start, stop in shape.levels[:-1])
+
+
+@lru_cache(maxsize=512)
 def inner_nodes(shape: TreeShape) -> tuple[int, ...]:
     """Nodes that have children, in node order."""
     return tuple(node for node, count in enumerate(child_counts(shape)) if count)
@@ -229,10 +236,16 @@ def fill_shape(shape: TreeShape, tokens: Tensor, laws: Tensor | None = None, val
     )
 
 
+@lru_cache(maxsize=256)
+def chain_shape(length: int) -> TreeShape:
+    """`length` draft tokens, one after another."""
+    return TreeShape(tuple(range(-1, length)))
+
+
 def chain_trees(roots: Tensor, tokens: Tensor, counts: Tensor | None = None) -> TreeBatch:
     """Chains of deterministic tokens: `roots` [B], `tokens` [B, L]; row b uses its first `counts[b]` (default: all)."""
     length = tokens.shape[1]
-    shape = TreeShape(tuple(range(-1, length)))
+    shape = chain_shape(length)
     valid = None
     if counts is not None:
         valid = torch.arange(length + 1, device=tokens.device)[None] <= counts[:, None]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from specplug.random import draw
-from specplug.tree import DETERMINISTIC, TreeBatch
+from specplug.tree import DETERMINISTIC, TreeBatch, level_widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +104,28 @@ def verify_sampled(trees: TreeBatch, probs: Tensor, accept: Tensor, bonus: Tenso
     p = probs[:, 0]
     path = [node]
     walking = torch.ones_like(node, dtype=torch.bool)
-    for _ in range(trees.max_depth):
-        node, p, walking = _verify_children(trees, probs, accept, children[rows, node], node, p, walking)
+    for width in _widths(trees):
+        tried = children[rows, node, :width]
+        node, p, walking = _verify_children(trees, probs, accept, tried, node, p, walking)
         num_accepted = num_accepted + walking
         path.append(node)
-        if probs.device.type == "cpu" and not bool(walking.any()):
-            break  # elsewhere the look would wait for the device
+        if not _any(walking):
+            break
     while len(path) <= trees.max_depth:
         path.append(node)
     return Verdict(torch.stack(path, dim=1), num_accepted, draw(p, bonus))
+
+
+def _widths(trees: TreeBatch) -> tuple[int, ...]:
+    """Most children of a node, level by level down to the last but one."""
+    if trees.shape is None:
+        return (trees.children.shape[-1],) * trees.max_depth
+    return level_widths(trees.shape)
+
+
+def _any(mask: Tensor) -> bool:
+    """Whether any is set, where that is cheap to know; elsewhere the look would wait for the device, and may be set."""
+    return mask.device.type != "cpu" or bool(mask.any())
 
 
 def _verify_children(
@@ -129,6 +142,8 @@ def _verify_children(
         child = child.clamp(min=0)
         if trees.valid is not None:
             trying = trying & trees.valid[rows, child]
+        if not _any(trying):
+            continue
         token = trees.tokens[rows, child]
         p_token = p[rows, token]
         if trees.laws is None or trees.law_index is None:
@@ -145,9 +160,10 @@ def _verify_children(
         # float64: a float32 uniform may round up to 1, and a certain token would be refused
         taken = trying & (accept[rows, child] * q_token < p_token)
         rejected = trying & ~taken
-        p = torch.where(rejected[:, None], _residual(p, q_now, token), p)
-        if q is not None:
-            q = torch.where(rejected[:, None], _without(q, token), q)
+        if _any(rejected):
+            p = torch.where(rejected[:, None], _residual(p, q_now, token), p)
+            if q is not None and rank + 1 < children.shape[1]:
+                q = torch.where(rejected[:, None], _without(q, token), q)
         node = torch.where(taken, child, node)
         moved = moved | taken
     return node, torch.where(moved[:, None], probs[rows, node], p), moved

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specplug.errors import OptionError
-from specplug.tree import TreeShape
+from specplug.tree import TreeShape, chain_shape
 from specplug.trees.base import DEFAULT_ACCEPTANCE, TreeBuilder
 
 
@@ -21,4 +21,4 @@ class Chain(TreeBuilder):
             raise OptionError(f"chain: length={self.length} must not be negative.")
 
     def build(self, acceptance: Sequence[float] = DEFAULT_ACCEPTANCE) -> TreeShape:
-        return TreeShape(tuple(range(-1, self.length)))
+        return chain_shape(self.length)

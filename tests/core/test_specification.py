@@ -81,7 +81,7 @@ def test_what_cannot_be_built(kind, text, kind_of_error, message):
 def test_a_plugins_own_type_error_becomes_an_option_error(monkeypatch):
     from specplug.plugins import Plugin, plugins
 
-    def factory(count: int, flag: bool = False, name: str = "", other: "list" = ()):  # noqa: UP037
+    def factory(count: int, flag: bool = False, name: str = "", other: "list" = ()):
         if name == "boom":
             raise ValueError("boom is not allowed")
         return (count, flag, name, other)

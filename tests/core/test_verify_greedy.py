@@ -1,5 +1,7 @@
 """Greedy verification against a slow reference that walks each row's tree in Python."""
 
+import itertools
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def check_row(verdict, trees, row, tokens, parents, valid, targets):
     path = verdict.path[row].tolist()
     assert path[0] == 0
     assert [tokens[node] for node in path[1 : taken + 1]] == accepted
-    assert all(parents[b] == a for a, b in zip(path[:taken], path[1 : taken + 1], strict=True))
+    assert all(parents[b] == a for a, b in itertools.pairwise(path[: taken + 1]))
     assert set(path[taken:]) == {path[taken]}
     new = verdict.tokens(trees)[row].tolist()
     assert new[: taken + 1] == [*accepted, bonus]

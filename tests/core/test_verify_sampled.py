@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 
 from specplug import verify
-from specplug.random import DRAFT_STREAM, VERIFY_STREAM, draw_without_replacement, row_seeds, uniforms
 from specplug.ragged import ragged_trees
+from specplug.random import DRAFT_STREAM, VERIFY_STREAM, draw_without_replacement, row_seeds, uniforms
 from specplug.tree import DETERMINISTIC, TreeShape, chain_trees, fill_shape, inner_nodes, roots_only
 from specplug.trees import best_tree
 

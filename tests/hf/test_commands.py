@@ -305,7 +305,7 @@ def test_the_best_option_is_chosen() -> None:
 def test_goals_compare_with_the_better_of_several() -> None:
     case, goals = CASES[0]
     rates = {"plain": 100, "none": 120, "assistant": 60, "assistant_best": 150, "lookup_hf": 130}
-    rates |= {"model": 210, "lookup": 160, "auto": 200, "auto_useless": 108}
+    rates |= {"model": 210, "lookup": 160, "auto": 200, "auto_first": 119, "auto_useless": 108}
     samples = [_sample(name, 0, rate) for name, rate in rates.items()]
     measured = {(o.goal.ours, o.goal.factor): o for o in outcomes(Result(case, {}, samples), goals)}
     assert measured["model", 1.3].against == "assistant_best"

@@ -118,6 +118,7 @@ def test_attention_that_drops_the_mask(implementation: str, role: str, monkeypat
         refused(other, f"draft.*{implementation}.*sdpa", assistant=Speculator(drafter="model", draft_model=model))
 
 
+@pytest.mark.slow  # transformers compiles flex attention for the prompt
 def test_flex_attention_is_replaced_where_the_model_takes_a_registered_one():
     model = tiny(dtype="float32")
     plain = model.generate(**prompt(2), max_new_tokens=NEW)

@@ -142,6 +142,7 @@ def ahead(
         progress.advance((lambda step: (None,) * step) if scores else None)
         check_consistent(progress, table)
     progress.close()
+    assert max(progress.ends) == PROMPT + progress.steps
     assert progress.active == [] and not any(progress.room(row) for row in range(len(table)))
     return progress
 
@@ -187,8 +188,10 @@ def test_everybody_sees_what_plain_decoding_shows(
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_ends_of_rows_that_finish_early(watched: bool) -> None:
-    table = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [1, 0, 0, 0, 0]])
-    progress = ahead(table, [EosTokenCriteria([1])], Recorder() if watched else None, random.Random(0))
+    table = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 0, 4, 0], [1, 0, 0, 0, 0]])
+    progress = ahead(
+        table, [EosTokenCriteria([1]), EosTokenCriteria([4])], Recorder() if watched else None, random.Random(0)
+    )
     assert [progress.final_end(row) - PROMPT for row in range(3)] == [2, 4, 1] and progress.steps == 4
     assert progress.ends == [PROMPT + 2, PROMPT + 4, PROMPT + 1]
 
@@ -205,6 +208,20 @@ def test_rows_may_run_ahead_and_are_cut_back() -> None:
     progress.advance()
     assert progress.steps == 4 and progress.done and progress.ends == [PROMPT + 2, PROMPT + 4]
     assert progress.sequences()[:, PROMPT:].tolist() == [[3, 3, PAD, PAD], [4, 4, 4, 1]]
+
+
+def test_without_an_end_token_a_finished_row_goes_on_with_the_others() -> None:
+    stop = Recorder(rows_stop_at([1, 3]))
+    progress = Progress(torch.zeros(2, PROMPT, dtype=torch.int64), StoppingCriteriaList(
+        [MaxLengthCriteria(PROMPT + 9), stop]), None, None, PROMPT + 9)  # fmt: skip
+    progress.append([0, 1], torch.tensor([[2, 3, 4], [5, 6, 5]]), [2, 3])
+    progress.advance()
+    assert progress.steps == 2 and progress.active == [0, 1]  # row 0 is finished, but not padded: wait for it
+    assert progress.ends == [PROMPT + 2, PROMPT + 3] and progress.final_end(1) == PROMPT + 2
+    progress.append([0], torch.tensor([[4, 4]]), [2])
+    progress.advance()
+    assert progress.done and progress.sequences()[:, PROMPT:].tolist() == [[2, 3, 4], [5, 6, 5]]
+    assert progress.ends == [PROMPT + 3] * 2 and progress.ids[0, PROMPT + 3] == 0
 
 
 def test_a_row_at_its_end_token_waits_for_the_others() -> None:
@@ -233,10 +250,11 @@ def test_the_limit_of_a_criterion_counts_and_not_the_configured_one() -> None:
     assert ahead(table, [MaxLengthCriteria(PROMPT + 10)], None, random.Random(0)).steps == 10
     longer = Progress(table[:, :PROMPT], StoppingCriteriaList([MaxLengthCriteria(30)]), None, None, 10)
     assert longer.room(0) == 27 and longer.ids.shape == (1, 30)
-    without = Progress(table[:, :PROMPT], StoppingCriteriaList(), None, None, 10)
-    without.append([0], table, [12])
-    without.advance()
-    assert without.done and without.steps == 7
+    for streamer in (None, Recorder()):
+        without = Progress(table[:, :PROMPT], StoppingCriteriaList(), streamer, None, 10)
+        without.append([0], table, [12])
+        without.advance()
+        assert without.done and without.steps == 7
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from specplug import OptionError, Speculator, run_round
 from specplug.drafters import ModelDraft
+from specplug.errors import unknown_name
 from specplug.random import row_seeds
 from specplug.round import accept
 from specplug.tree import roots_only
+from specplug_kernels import available_kernels
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -31,7 +33,7 @@ from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
-from specplug_hf.support import check_architecture, check_request
+from specplug_hf.support import check_architecture, check_positions, check_request
 
 SCRATCH = 64  # slots beyond the prompt that a store starts with
 
@@ -147,14 +149,22 @@ class Generation:
             self.kwargs["past_key_values"] = DynamicCache(config=text)
         check_cache(self.kwargs["past_key_values"])
         self.processors = NodeProcessors(self._processors, self.input_ids.shape[0])
-        for drafter in self.speculator.drafters:
-            if isinstance(drafter, ModelDraft):
-                prepare_draft(drafter.model, self.model, text.vocab_size, self.speculator.kernel)
+        self._check_speculator(text.vocab_size)
         self.extras = Extras(self.kwargs)
         keep_cache = bool(self.config.return_dict_in_generate) or self.cache_is_users
         self.records = Records(self.config, self.input_ids.shape[0], keep_cache)
         self.forward = node_forward(self.model, self.speculator.kernel, own=self.records.attentions)
         check_trees(self.model, self.forward)
+
+    def _check_speculator(self, vocab_size: int) -> None:
+        kernel = self.speculator.kernel
+        if kernel not in available_kernels():
+            raise unknown_name("kernel", kernel, available_kernels())
+        self.speculator.check(HFHost.capabilities, vocab_size, HFHost.__name__)
+        for drafter in self.speculator.drafters:
+            if isinstance(drafter, ModelDraft):
+                forward = prepare_draft(drafter.model, self.model, vocab_size, kernel)
+                check_positions(forward.model, self.config.max_length, "draft")
 
     def prefill(self, streamer: Any) -> None:
         """Run the prompt as transformers does, and take its cache over."""
@@ -183,7 +193,7 @@ class Generation:
         mask = None if mask is None else mask[:, :columns]
         slots = slots_of(mask)
         store = take_over(cache, columns, slots, columns + SCRATCH, release=not self.cache_is_users)
-        lengths = [columns] * rows if mask is None or slots is None else mask.sum(1).tolist()
+        lengths = [columns] * rows if slots is None else (slots >= 0).sum(1).tolist()
         first = [0] * rows if slots is None else (slots >= 0).int().argmax(1).tolist()
         skipped = columns - self.input_ids.shape[1]  # columns that a cache passed in already held
         return Prompt(
@@ -207,7 +217,8 @@ class Generation:
             return None
         seed = self.speculator.seed
         if not isinstance(seed, int):
-            seed = int(torch.randint(2**62, (1,), generator=seed))
+            device = "cpu" if seed is None else seed.device
+            seed = int(torch.randint(2**62, (1,), generator=seed, device=device))
         return row_seeds(seed, self.input_ids.shape[0], self.input_ids.device)
 
     def first_token(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -35,6 +36,14 @@ def _patch() -> Any:
 @hookimpl
 def specplug_register_adapters(register: Register) -> None:
     register("hf", TransformersAdapter)
+
+
+@hookimpl
+def specplug_register_kernels(register: Register) -> None:
+    from specplug_kernels import available_kernels  # noqa: PLC0415  (not at `import specplug`)
+
+    for name in available_kernels():
+        register(name, functools.partial(str, name))
 
 
 @hookimpl

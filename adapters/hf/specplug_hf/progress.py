@@ -50,7 +50,6 @@ class Progress:
         self.ends = [self.prompt_length] * self.num_rows
         self.done = False
         self._frontier = self.prompt_length
-        self._unfinished = torch.ones(self.num_rows, dtype=torch.int64, device=input_ids.device)
         self._finished = [False] * self.num_rows
         self._at_end = [False] * self.num_rows  # its last token is an end token; the frontier may not be there yet
 
@@ -128,9 +127,8 @@ class Progress:
         column = self._frontier + 1
         seen = self.ids[:, :column].contiguous()
         stop = self._criteria(seen, None if scores is None else scores(column - self.prompt_length))
-        self._unfinished = self._unfinished & ~stop
-        for row, going in enumerate(self._unfinished.tolist()):
-            if not going and not self._finished[row]:
+        for row, stopped in enumerate(stop.tolist()):
+            if stopped and not self._finished[row]:
                 self._finish(row, column)
         self._frontier = column
         self.done = column == self.limit or all(self._finished)

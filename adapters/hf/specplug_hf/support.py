@@ -45,8 +45,14 @@ def check_architecture(model: PreTrainedModel, role: str = "model") -> None:
         raise UnsupportedError(
             f"{name} runs {implementation!r} attention, which drops tree masks; load it with attn_implementation='sdpa'."
         )
-    if model.training and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
+    if model.training and any(_drops(module) for module in model.modules()):
         raise UnsupportedError(f"{name} is in training mode with dropout, so its output is not defined; call .eval().")
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether `module` drops at random in training mode: a dropout layer, or attention that does so itself."""
+    share = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+    return isinstance(share, float | int) and share > 0
 
 
 def _peculiarity(model: PreTrainedModel) -> str | None:
@@ -87,17 +93,35 @@ def check_request(model: PreTrainedModel, config: GenerationConfig, input_ids: T
         raise UnsupportedError(f"assistant=specplug cannot serve {cause}; {remedy}.")
     if input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
         raise UnsupportedError("assistant=specplug cannot serve an empty prompt; pass at least one token (bos).")
-    _check_length(model.config.get_text_config(decoder=True), config.max_length, input_ids, kwargs)
+    longest = None if config.max_length is None else config.max_length + _unlisted(config, input_ids, kwargs)
+    check_positions(model, longest)
+    _check_length(model.config.get_text_config(decoder=True), longest, input_ids, kwargs)
+
+
+def _unlisted(config: GenerationConfig, input_ids: Tensor, kwargs: dict[str, Any]) -> int:
+    """Tokens that the model has read or will read which are not in `input_ids`: embeddings, or a cache's."""
+    if kwargs.get("inputs_embeds") is not None and input_ids.shape[1] == 0:
+        return int(kwargs["inputs_embeds"].shape[1])
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    if cache is None:
+        return 0
+    covered = getattr(config, "_mask_length", -1) if mask is None else mask.shape[1]
+    return 0 if covered == input_ids.shape[1] else int(cache.get_seq_length())  # the rule of transformers' prefill
+
+
+def check_positions(model: PreTrainedModel, longest: int | None, role: str = "model") -> None:
+    """Raise `UnsupportedError` if a call of up to `longest` tokens has more than `model` has positions."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and longest is not None and longest > limit:
+        raise UnsupportedError(
+            f"With this {role} {type(model).__name__} the call may reach {longest} tokens, beyond its {limit} positions; "
+            "lower max_new_tokens."
+        )
 
 
 def _check_length(text: Any, longest: int | None, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
-    limit = getattr(text, "max_position_embeddings", None)
     if longest is None:
         return
-    if limit is not None and longest > limit:
-        raise UnsupportedError(
-            f"The call may reach {longest} tokens, beyond the model's {limit} positions; lower max_new_tokens."
-        )
     switch = _rope_switch(text)
     if switch is not None and longest > switch:
         mask = kwargs.get("attention_mask")

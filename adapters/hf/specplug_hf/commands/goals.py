@@ -44,7 +44,12 @@ def _auto(setup: str, what: str) -> Goal:
     return Goal(what, setup, ("plain", "none"), 0.95)
 
 
-AUTO = (_auto("auto", "auto"), _auto("auto_useless", "auto, useless draft"))
+AUTO = (
+    _auto("auto", "auto"),
+    _auto("auto_first", "auto, first call"),
+    _auto("auto_useless", "auto, useless draft"),
+)
+AUTOS = ("auto", "auto_first", "auto_useless")
 
 CASES: tuple[tuple[Case, tuple[Goal, ...]], ...] = (
     (
@@ -52,7 +57,7 @@ CASES: tuple[tuple[Case, tuple[Goal, ...]], ...] = (
             1,
             256,
             256,
-            (*EVERY, "assistant", "assistant_best", "lookup_hf", "model", "lookup", "auto", "auto_useless"),
+            (*EVERY, "assistant", "assistant_best", "lookup_hf", "model", "lookup", *AUTOS),
             prompts=8,
         ),
         (
@@ -63,11 +68,11 @@ CASES: tuple[tuple[Case, tuple[Goal, ...]], ...] = (
         ),
     ),
     (
-        Case(4, 256, 256, (*EVERY, "model", "lookup", "auto", "auto_useless"), ragged=True, prompts=3, repeats=2),
+        Case(4, 256, 256, (*EVERY, "model", "lookup", *AUTOS), ragged=True, prompts=3, repeats=2),
         (Goal("draft model", "model", ("plain",), 1.6), *AUTO),
     ),
     (
-        Case(4, 8192, 128, (*EVERY, "self", "auto", "auto_useless"), prompts=3),
+        Case(4, 8192, 128, (*EVERY, "self", *AUTOS), prompts=3),
         (
             Goal("self-speculation", "self", ("none",), 1.3),
             Goal("self-speculation", "self", ("static",), 1.3),

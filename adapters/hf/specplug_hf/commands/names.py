@@ -15,6 +15,7 @@ SETUPS = (
     "self",
     "lookup",
     "auto",
+    "auto_first",
     "auto_useless",
 )
 

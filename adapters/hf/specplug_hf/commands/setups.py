@@ -22,17 +22,20 @@ class Option:
     label: str
     keywords: dict[str, Any] = field(default_factory=dict)
     draft_settings: dict[str, Any] = field(default_factory=dict)
+    fresh: Callable[[], Speculator] | None = None  # makes the Speculator anew for every call
     counts_first: bool = False  # the first forward of the target may yield several tokens: let a streamer count them
 
     @property
     def speculator(self) -> Speculator | None:
-        """Ours, if this option is one of ours."""
+        """Ours, if this option is one of ours (and has been called, if it is made anew for every call)."""
         given = self.keywords.get("assistant")
         return given if isinstance(given, Speculator) else None
 
     @contextlib.contextmanager
     def arranged(self, models: Models) -> Iterator[dict[str, Any]]:
         """The keywords to call `generate` with, while the draft is set up for it."""
+        if self.fresh is not None:
+            self.keywords = {"assistant": self.fresh()}
         draft = models.draft if self.draft_settings else None
         with generation_settings(draft, **self.draft_settings):
             yield self.keywords
@@ -166,12 +169,19 @@ def lookup(_: Models) -> Contender:
 
 
 def auto(models: Models) -> Contender:
-    """Everything chosen by measured rounds; with the draft if there is one."""
+    """Everything chosen by measured rounds, those of earlier calls included; with the draft if there is one."""
     return Contender("auto", OURS, [_ours("auto", draft_model=models.draft)], learns=True)
 
 
+def auto_first(models: Models) -> Contender:
+    """The same, knowing nothing at the start of each call."""
+    return Contender(
+        "auto_first", OURS, [Option("auto, first call", fresh=lambda: Speculator(draft_model=models.draft))]
+    )
+
+
 def auto_useless(models: Models) -> Contender:
-    """The same with a draft that has learnt nothing."""
+    """`auto` with a draft that has learnt nothing."""
     if models.useless is None:
         raise SpecplugError("Set-up 'auto_useless' needs a draft: give --draft, or use the built-in pair.")
     return Contender("auto_useless", OURS, [_ours("auto, random draft", draft_model=models.useless)], learns=True)
@@ -188,6 +198,7 @@ REGISTRY: dict[str, Callable[[Models], Contender]] = {
     "self": self_streaming,
     "lookup": lookup,
     "auto": auto,
+    "auto_first": auto_first,
     "auto_useless": auto_useless,
 }
 NEEDS_DRAFT = frozenset({"assistant", "assistant_best", "model", "auto_useless"})
