@@ -65,6 +65,7 @@ $(PY):
 
 # The CPU build of torch: from the indexes that pip is configured with, else from PyTorch's own.
 $(VENV)/.specplug-torch: constraints.txt | $(PY)
+	@echo "Setting up $(VENV): torch (CPU), then transformers and the rest; some minutes, once."
 	$(PIP) install --quiet -c constraints.txt torch 2>/dev/null \
 		|| $(PIP) install --quiet -c constraints.txt --extra-index-url $(TORCH_INDEX) torch
 	@touch $@

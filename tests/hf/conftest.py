@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from families import Outcome, table
 from generate_tools import Models, make_models, tiny_tokenizer
 
 import specplug
@@ -41,3 +42,13 @@ def _as_found(fp64: Models) -> Iterator[None]:
     assert fp64.target.generation_config.to_dict() == generation
     assert not patch._attached
     assert specplug is not None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What test_families.py found: served, refused and why."""
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.stats.get(key, [])]
+    found = [Outcome(*value) for r in reports for name, value in getattr(r, "user_properties", []) if name == "family"]
+    if found:
+        terminalreporter.section("model families")
+        for line in table(found):
+            terminalreporter.write_line(line)

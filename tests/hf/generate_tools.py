@@ -16,7 +16,12 @@ VOCAB, PAD = 97, 0
 
 
 def tiny(
-    seed: int = 0, dtype: str = "float64", attention: str = "sdpa", vocab: int = VOCAB, scale: float = 0.25, **config: Any
+    seed: int = 0,
+    dtype: str = "float64",
+    attention: str = "sdpa",
+    vocab: int = VOCAB,
+    scale: float = 0.25,
+    **config: Any,
 ) -> LlamaForCausalLM:
     """A random Llama whose logits depend on all of its context. `scale`: standard deviation of the weights."""
     settings = dict(
@@ -137,7 +142,7 @@ def speculator(drafter: str, models: Models, tree: str = "sequoia", **more: Any)
     name, _, policy = drafter.partition("-")
     options: dict[str, Any] = {"controller": "fixed", "tree": shape} | more
     if name in ("self", "model", "stranger"):
-        options["kv_policy"] = "streaming:sink=2,window=5" if policy else "full"
+        options.setdefault("kv_policy", "streaming:sink=2,window=5" if policy else "full")
     if name == "hostile":
         return Speculator(drafter=Hostile(), **options)
     if name in ("model", "stranger"):
@@ -192,9 +197,7 @@ def same_cache(ours: Any, plain: Any, mask: Tensor | None, tolerance: float = 1e
             if mask is None:
                 mask = torch.ones(x.shape[0], x.shape[2])
             seen = torch.nn.functional.pad(mask, (0, x.shape[2] - mask.shape[1]), value=1).bool()
-            torch.testing.assert_close(
-                x.transpose(1, 2)[seen], y.transpose(1, 2)[seen], atol=tolerance, rtol=tolerance
-            )
+            torch.testing.assert_close(x.transpose(1, 2)[seen], y.transpose(1, 2)[seen], atol=tolerance, rtol=tolerance)
 
 
 def tiny_tokenizer() -> Any:

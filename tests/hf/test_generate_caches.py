@@ -24,7 +24,9 @@ def prefilled(model: Any, inputs: dict[str, Tensor], past: int) -> DynamicCache:
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     if past:
-        model(input_ids=inputs["input_ids"][:, :past], attention_mask=mask, position_ids=positions, past_key_values=cache)
+        model(
+            input_ids=inputs["input_ids"][:, :past], attention_mask=mask, position_ids=positions, past_key_values=cache
+        )
     return cache
 
 
@@ -44,7 +46,9 @@ def test_a_cache_passed_in(fp64: Models, drafter: str, past: int, only_new: bool
 
 def test_a_cache_is_filled_without_a_dict_being_returned(fp64: Models):
     cache = DynamicCache(config=fp64.target.config)
-    out = fp64.target.generate(**prompt(1), past_key_values=cache, max_new_tokens=NEW, assistant=speculator("model", fp64))
+    out = fp64.target.generate(
+        **prompt(1), past_key_values=cache, max_new_tokens=NEW, assistant=speculator("model", fp64)
+    )
     assert cache.get_seq_length() == out.shape[1] - 1
     more = fp64.target.generate(out, past_key_values=cache, max_new_tokens=NEW, assistant=speculator("self", fp64))
     same(more, fp64.target.generate(**prompt(1), max_new_tokens=2 * NEW))
@@ -195,6 +199,8 @@ class Watch:
             expected = fresh(it.model, committed, torch.cat([prompt_positions, later]))
             self._close(it.store, place, expected)
             for runner in it.runners:
+                if isinstance(runner, runners.SelfRunner) and isinstance(runner.view, runners.RingView):
+                    self._ring(it, runner, place)
                 if isinstance(runner, runners.ModelRunner) and isinstance(runner.view, runners.FullView):
                     self._draft(it, runner, place, row)
 
@@ -205,6 +211,16 @@ class Watch:
                 error = float((ours[place, :, :length] - theirs).abs().max())
                 self.worst = max(self.worst, error)
                 assert error < 1e-10, f"layer {layer}, row {place}: {error}"
+
+    def _ring(self, it: HFHost, runner: Any, place: int) -> None:
+        """What the ring holds of the target's keys stands where the view says."""
+        kept = runner._copied[place]
+        # the draft has read the root besides, at the place of the oldest
+        positions = torch.tensor([*range(min(runner.view.sink, kept)), *range(runner.view.oldest(kept + 1), kept)])
+        slots = runner.view.slots(positions)
+        assert len(set(slots.tolist())) == len(positions)
+        for mine, targets in zip(runner.store.keys, it.store.keys, strict=True):
+            assert torch.equal(mine[place][:, slots], targets[place][:, positions])
 
     def _draft(self, it: HFHost, runner: Any, place: int, row: int) -> None:
         start, length = it._starts[row], runner.lengths[place]
@@ -331,5 +347,3 @@ def test_rows_kept_wrongly_are_seen(fp64: Models, monkeypatch: pytest.MonkeyPatc
     wrong_rows_kept(monkeypatch)
     with pytest.raises(AssertionError):
         same(fp64.target.generate(**call, assistant=speculator("none", fp64)), plain)
-
-

@@ -93,7 +93,8 @@ def test_custom_generate(fp64: Models, expected: Any, monkeypatch: pytest.Monkey
     spec = speculator("self", fp64)
     same(fp64.target.generate(**prompt(3, "left"), **CALL, custom_generate=specplug_hf.generate), expected)
     same(
-        fp64.target.generate(**prompt(3, "left"), **CALL, custom_generate=specplug_hf.generate, assistant=spec), expected
+        fp64.target.generate(**prompt(3, "left"), **CALL, custom_generate=specplug_hf.generate, assistant=spec),
+        expected,
     )
     assert spec.stats.emitted == 33
 
@@ -342,10 +343,12 @@ def test_a_class_that_overrides_generate_is_not_broken(fp64: Models, expected: A
     same(model.generate(**inputs, **CALL, twice=True, assistant="self"), torch.cat([expected, expected]))
 
 
-@pytest.mark.parametrize("first", [
-    "specplug", "transformers.generation.utils", pytest.param("transformers", marks=pytest.mark.slow),
-    pytest.param("specplug_hf", marks=pytest.mark.slow),
-])  # fmt: skip
+LATE = ("transformers", "transformers.generation.utils", "specplug_hf", "specplug_hf.patch", "specplug_hf.serving")
+
+
+@pytest.mark.parametrize(
+    "first", ["specplug", "specplug_hf.completion", *(pytest.param(name, marks=pytest.mark.slow) for name in LATE)]
+)
 def test_either_may_be_imported_first(first: str):
     code = f"""
         import {first}

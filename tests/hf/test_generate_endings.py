@@ -30,7 +30,9 @@ def oracle(models: Models, padding: str = "left") -> Speculator:
     return Speculator(drafter=Oracle(answers(models, padding), LENGTH), tree="chain:length=5", controller="fixed")
 
 
-def check(models: Models, padding: str = "left", spec: Speculator | None = None, make: Any = dict, **call: Any) -> Tensor:
+def check(
+    models: Models, padding: str = "left", spec: Speculator | None = None, make: Any = dict, **call: Any
+) -> Tensor:
     """Ours against plain with the same arguments; `make()` gives arguments that must be fresh for each call."""
     inputs = prompt(3, padding)
     plain = models.target.generate(**inputs, **({"max_new_tokens": NEW} | call), **make())
@@ -297,4 +299,3 @@ def test_prefix_allowed_tokens(fp64: Models):
         return [(int(prefix[-1]) * 7 + row + k) % VOCAB for k in range(9)]
 
     check(fp64, spec=speculator("model", fp64), prefix_allowed_tokens_fn=allowed)
-

@@ -55,7 +55,9 @@ def same_but_masked(ours: Any, plain: Any, mask: Any) -> None:
 
 @pytest.mark.parametrize("padding", ["none", "left", "right", "holes"])
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize(("drafter", "tree"), [("none", "chain"), ("model", "sequoia"), ("self", "chain"), ("self-streaming", "kary")])
+@pytest.mark.parametrize(
+    ("drafter", "tree"), [("none", "chain"), ("model", "sequoia"), ("self", "chain"), ("self-streaming", "kary")]
+)
 def test_all_fields(models: Models, drafter: str, tree: str, rows: int, padding: str):
     compare(models, drafter, tree, rows, padding)
 

@@ -22,7 +22,7 @@ from specplug.random import row_seeds
 from specplug_hf import generation
 from specplug_hf.host import HFHost
 
-VOCAB, LENGTH, NEW, N, ALARM = 7, 6, 4, 6000, 1e-5
+VOCAB, LENGTH, NEW, N, ALARM = 7, 6, 4, 4000, 1e-5
 WARPERS: dict[str, dict[str, Any]] = {
     "plain": {"top_k": 0},
     "temperature": {"top_k": 0, "temperature": 0.7},
@@ -90,17 +90,21 @@ def sampled(models: Models, spec: Any, options: dict[str, Any], n: int = N) -> T
     return out[:, LENGTH:]
 
 
-@pytest.mark.parametrize("warper", WARPERS)
+@pytest.mark.parametrize("warper", [
+    name if name in ("plain", "top_p") else pytest.param(name, marks=pytest.mark.slow) for name in WARPERS
+])  # fmt: skip
 @pytest.mark.parametrize(("drafter", "tree"), [
     ("model", "chain:length=3"), ("model", "kary:branch=3,depth=2"), ("self-streaming", "chain:length=3"),
     ("self-streaming", "sequoia:size=7,depth=3"), ("prompt_lookup", "chain:length=3"), ("stranger", "sequoia:size=7,depth=3"),
     ("none", "chain:length=3"),
 ])  # fmt: skip
 def test_the_law_is_plains(small: Models, drafter: str, tree: str, warper: str):
-    spec = speculator(drafter, small, tree, seed=11)
+    # the draft reads three of the six tokens and more, or it would be the target itself
+    policy = {"kv_policy": "streaming:sink=1,window=2"} if "streaming" in drafter else {}
+    spec = speculator(drafter, small, tree, seed=11, **policy)
     assert p_value(sampled(small, spec, WARPERS[warper]), exact_law(small, WARPERS[warper])) > ALARM
     if drafter in ("model", "self-streaming", "prompt_lookup"):
-        assert 1.05 < spec.stats.accepted_length  # something was accepted, or nothing was tested
+        assert spec.stats.accepted_length > 1.05  # something was accepted, or nothing was tested
         assert spec.stats.acceptance_rate < 0.999
 
 
@@ -150,7 +154,10 @@ def accepted_by_the_same_number_as_the_bonus(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_fault_is_seen(small: Models, fault: Any, monkeypatch: pytest.MonkeyPatch):
     law = exact_law(small, WARPERS["plain"])
     fault(monkeypatch)
-    assert p_value(sampled(small, speculator("model", small, "kary:branch=3,depth=2", seed=11), WARPERS["plain"]), law) < ALARM
+    assert (
+        p_value(sampled(small, speculator("model", small, "kary:branch=3,depth=2", seed=11), WARPERS["plain"]), law)
+        < ALARM
+    )
 
 
 # --- seeds
@@ -220,5 +227,3 @@ def test_a_row_alone_draws_what_it_draws_in_a_batch(
 def test_sequences_of_one_prompt_differ(fp64: Models):
     out = fp64.target.generate(**prompt(1), **CALL, num_return_sequences=6, assistant=speculator("model", fp64, seed=2))
     assert len({tuple(row) for row in out.tolist()}) == 6
-
-

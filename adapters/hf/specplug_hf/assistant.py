@@ -7,11 +7,13 @@ import types
 import weakref
 from typing import Any
 
+from transformers import PreTrainedModel
+
 import specplug
 from specplug import OptionError, Speculator
 from specplug.controllers import Memory
 from specplug.drafters import Drafter
-from transformers import PreTrainedModel
+from specplug_hf.support import unwrapped
 
 # Only what was learnt is kept for a draft model: a Speculator would keep the model alive.
 _memories: weakref.WeakKeyDictionary[PreTrainedModel, Memory] = weakref.WeakKeyDictionary()
@@ -30,6 +32,7 @@ def speculator_of(assistant: Any) -> Speculator:
         return assistant
     if isinstance(assistant, Drafter):
         return Speculator(drafter=assistant)
+    assistant = unwrapped(assistant)
     with _lock:
         if isinstance(assistant, str):
             return _of_names.setdefault(assistant, Speculator(drafter=assistant))

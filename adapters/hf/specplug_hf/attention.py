@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from specplug_kernels import tree_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from specplug_hf.step import Step
+from specplug_kernels import tree_attention
 
 NAME = "specplug"
 
@@ -89,8 +89,9 @@ class AttentionSwap:
 
 def original_implementation(config: Any) -> str:
     """The implementation that `config` named before a forward of ours began."""
-    entry = _swapped.get(id(config))
-    name = entry[0] if entry is not None else config._attn_implementation_internal
+    with _lock:  # or our own name might be seen, put there by another thread, after it took its note away
+        entry = _swapped.get(id(config))
+        name = entry[0] if entry is not None else config._attn_implementation_internal
     return name or "eager"
 
 

@@ -7,13 +7,19 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from specplug import OptionError, UnsupportedError
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from specplug import OptionError, UnsupportedError
 from specplug_hf.attention import AttentionSwap
 from specplug_hf.nodes import NodeForward
 from specplug_hf.prefill import check_cache
-from specplug_hf.support import check_architecture, takes_registered_attention, wants_own_attention
+from specplug_hf.support import (
+    check_architecture,
+    device_of,
+    takes_registered_attention,
+    unwrapped,
+    wants_own_attention,
+)
 
 # Checkpoints pad their embeddings to round numbers: Qwen2.5's sizes differ by 0.1 % over one tokenizer.
 _PADDING_SHARE = 0.02
@@ -29,7 +35,10 @@ def node_forward(model: PreTrainedModel, kernel: str = "auto", own: bool = False
 
 def prepare_draft(draft: Any, target: PreTrainedModel, vocab_size: int, kernel: str = "auto") -> NodeForward:
     """The node forward of `draft` (a model or a path), fit to draft for `target`, or a `SpecplugError`."""
-    model = _loaded(os.fspath(draft), target.dtype) if isinstance(draft, str | os.PathLike) else draft
+    if isinstance(draft, str | os.PathLike):
+        model = _loaded(os.fspath(draft), target.dtype, device_of(target))
+    else:
+        model = unwrapped(draft)
     if not isinstance(model, PreTrainedModel):
         raise OptionError(f"A draft must be a PreTrainedModel or a path, got {type(draft).__name__}.")
     check_architecture(model, role="draft")
@@ -48,8 +57,8 @@ def check_vocabularies(target: int, draft: int) -> None:
 
 
 @lru_cache(maxsize=4)
-def _loaded(path: str, dtype: torch.dtype) -> PreTrainedModel:
+def _loaded(path: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).eval()
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
         raise OptionError(f"Cannot load the draft {path!r}: {error}") from error

@@ -6,13 +6,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from specplug import OptionError, Speculator, run_round
-from specplug.drafters import ModelDraft
-from specplug.errors import unknown_name
-from specplug.random import row_seeds
-from specplug.round import accept
-from specplug.tree import roots_only
-from specplug_kernels import available_kernels
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -23,17 +16,24 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from specplug import OptionError, Speculator, run_round
+from specplug.drafters import ModelDraft
+from specplug.errors import unknown_name
+from specplug.random import row_seeds
+from specplug.round import accept
+from specplug.tree import roots_only
 from specplug_hf.assistant import speculator_of
 from specplug_hf.completion import complete, export_cache
 from specplug_hf.draft import node_forward, prepare_draft
 from specplug_hf.extras import Extras
 from specplug_hf.host import HFHost, Prompt
-from specplug_hf.prefill import check_cache, slots_of, take_over
+from specplug_hf.prefill import check_cache, positions_read, slots_of, take_over
 from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.support import check_architecture, check_positions, check_request
+from specplug_kernels import available_kernels
 
 SCRATCH = 64  # slots beyond the prompt that a store starts with
 
@@ -169,7 +169,8 @@ class Generation:
     def prefill(self, streamer: Any) -> None:
         """Run the prompt as transformers does, and take its cache over."""
         start = perf_counter()
-        output = self.model._prefill(self.input_ids, self.config, self.kwargs, is_first_iteration=True)
+        with positions_read(self.model) as self._positions:
+            output = self.model._prefill(self.input_ids, self.config, self.kwargs, is_first_iteration=True)
         prompt = self._take_over(self.kwargs["past_key_values"])
         self.seconds_prefill = perf_counter() - start
         self.prefill_output = output
@@ -208,7 +209,7 @@ class Generation:
 
     def _next_position(self, rows: int) -> Tensor:
         """Position id of the first new token, as plain generation counts on: [B0] or [k, B0]."""
-        position_ids = self.kwargs["position_ids"]
+        position_ids = self._positions[-1] if self._positions else self.kwargs["position_ids"]
         following = position_ids[..., -1].to(self.input_ids.device) + 1
         return following.expand(*following.shape[:-1], rows)
 
@@ -246,9 +247,7 @@ class Generation:
         if not self.config.return_dict_in_generate:
             return sequences
         fields = records.fields(progress.steps, self.prefill_output)
-        return GenerateDecoderOnlyOutput(
-            sequences=sequences, past_key_values=self.kwargs["past_key_values"], **fields
-        )
+        return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=self.kwargs["past_key_values"], **fields)
 
 
 def _last_column(output: Any, records: Records) -> Any:
@@ -267,7 +266,7 @@ def _shifts(slots: Tensor | None, lengths: list[int], first: list[int]) -> Tenso
     """Column minus slot of every slot [B0, L], relative to the row's first column; None if no mask has holes."""
     if slots is None:
         return None
-    rows, columns = slots.shape
+    columns = slots.shape[1]
     holes = any(columns - start != length for start, length in zip(first, lengths, strict=True))
     if not holes:
         return None

@@ -58,6 +58,7 @@ class NodeForward:
     def __init__(self, model: PreTrainedModel, swap: AttentionSwap | None) -> None:
         self.model, self.swap = model, swap
         self.forwards = 0
+        self._limit: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         parameters = inspect.signature(model.forward).parameters
         self._fixed: dict[str, Any] = {"use_cache": True, "return_dict": True}
         if "return_dict" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -72,6 +73,9 @@ class NodeForward:
         """Forward `tokens` [B, n] at `positions` [B, n] (or [k, B, n]); their KV goes where `step` says."""
         store.reserve(step.total)
         self.forwards += 1
+        if self._limit is not None and step.columns > self._limit:
+            # nodes beyond the model's last position cannot be accepted, but a table of positions must not be left
+            positions = positions.clamp(max=self._limit - 1)
         inputs = dict(
             input_ids=tokens, position_ids=positions, past_key_values=NodeCache(store, step), **self._fixed, **extra
         )

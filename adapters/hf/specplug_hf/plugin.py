@@ -19,14 +19,21 @@ class TransformersAdapter:
 
     def accepts(self, model: Any) -> bool:
         return any(
-            cls.__name__ == "GenerationMixin" and cls.__module__.startswith("transformers.") for cls in type(model).__mro__
+            cls.__name__ == "GenerationMixin" and cls.__module__.startswith("transformers.")
+            for cls in type(_inside(model)).__mro__
         )
 
     def attach(self, model: Any, speculator: Any) -> Any:
-        return _patch().attach(model, speculator)
+        return _patch().attach(_inside(model), speculator)
 
     def detach(self, model: Any, before: Any) -> None:
-        _patch().detach(model, before)
+        _patch().detach(_inside(model), before)
+
+
+def _inside(model: Any) -> Any:
+    """The model whose `generate` is called in the end: a PEFT wrapper hands the call on."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
 
 
 def _patch() -> Any:

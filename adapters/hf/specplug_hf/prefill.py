@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from specplug import UnsupportedError
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from specplug import UnsupportedError
 from specplug_hf.store import KVStore, LayerKV
 from specplug_hf.views import RingView
 
@@ -65,6 +68,24 @@ def take_over(cache: Cache, columns: int, slots: Tensor | None, capacity: int, r
         if release:
             layer.keys = layer.values = None
     return store
+
+
+@contextmanager
+def positions_read(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """The position ids of this thread's forwards of `model` from here on: some models (PaliGemma) count from one."""
+    found: list[Tensor] = []
+    thread = threading.get_ident()
+
+    def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        positions = kwargs.get("position_ids")
+        if threading.get_ident() == thread and isinstance(positions, Tensor):
+            found.append(positions)
+
+    hook = model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 @dataclass(frozen=True, slots=True)

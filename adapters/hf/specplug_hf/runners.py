@@ -14,6 +14,7 @@ from specplug_hf.nodes import NodeForward
 from specplug_hf.prefill import PrefillRows, prefill_rows
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
+from specplug_hf.support import device_of
 from specplug_hf.views import FullView, RingView, View
 
 SLACK = 64  # scratch slots that a ring starts with
@@ -155,7 +156,7 @@ class ModelRunner(_Runner):
     def __init__(self, host: Any, forward: NodeForward, policy: KVPolicy) -> None:
         super().__init__(forward, view_of(policy))
         self.host = host
-        self.device = forward.model.device
+        self.device = device_of(forward.model)
         self.vocab_size = host.vocab_size
         self._levels_read = 0
 

@@ -6,9 +6,10 @@ import inspect
 from typing import Any
 
 import torch
-from specplug import UnsupportedError
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
+
+from specplug import UnsupportedError
 
 # Implementations that take an arbitrary additive mask, or that we replace for our own forwards.
 _MASKED_ATTENTION = {"sdpa", "eager", None}
@@ -29,7 +30,9 @@ def check_architecture(model: PreTrainedModel, role: str = "model") -> None:
     if model.config.is_encoder_decoder:
         raise UnsupportedError(f"{name} is an encoder-decoder; only decoder-only models are served for now.")
     if getattr(model, "_is_stateful", False):
-        raise UnsupportedError(f"{name} keeps recurrent state, which cannot be rolled back; generate without assistant=.")
+        raise UnsupportedError(
+            f"{name} keeps recurrent state, which cannot be rolled back; generate without assistant=."
+        )
     parameters = inspect.signature(model.forward).parameters
     if "past_key_values" not in parameters:
         raise UnsupportedError(f"{name} keeps no KV cache, in which speculation lives; generate without assistant=.")
@@ -82,9 +85,13 @@ def check_call(model: PreTrainedModel, named: dict[str, Any]) -> None:
     """Raise `UnsupportedError` for what the arguments of `generate` tell, before transformers prepares anything."""
     check_architecture(model)
     if named.get("synced_gpus"):
-        raise UnsupportedError("assistant=specplug cannot serve synced_gpus: every process would need the same forwards.")
+        raise UnsupportedError(
+            "assistant=specplug cannot serve synced_gpus: every process would need the same forwards."
+        )
     if named.get("cache_implementation") == "paged":
-        raise UnsupportedError("assistant=specplug cannot serve cache_implementation='paged' (no rollback); leave it out.")
+        raise UnsupportedError(
+            "assistant=specplug cannot serve cache_implementation='paged' (no rollback); leave it out."
+        )
 
 
 def check_request(model: PreTrainedModel, config: GenerationConfig, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
@@ -169,6 +176,22 @@ def _refusals(config: GenerationConfig, kwargs: dict[str, Any]) -> list[tuple[st
     if kwargs.get("synced_gpus"):
         found.append(("synced_gpus", "it needs every process to run the same forwards"))
     return found
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where `model` takes its tokens: the device of its embeddings, or the one they are brought to for a forward."""
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        device = next(embeddings.parameters(), next(model.parameters())).device
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside a PEFT wrapper, whose layers hold the adapters; anything else as it is."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
 
 
 def vocabulary(model: PreTrainedModel, logits: Tensor) -> int:

@@ -1,0 +1,166 @@
+"""The recipe of the pair: `python -m specplug_hf.demo.train all --out DIR` trains the target, then the draft.
+
+Seeded; shows its progress; goes on where it stopped when it is started again with the same arguments. It takes the GPU
+where there is one. The budget is wall-clock minutes, or `--tokens`: then two runs on one machine give equal weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from .agreement import agreement, held_out_loss
+from .corpus import library_files, load_tokenizer, save_tokenizer, split, stream
+from .distil import Continuations, distillation_loss, write_continuations
+from .prompts import write_prompts
+from .shapes import DRAFT, POSITIONS, TARGET
+from .trainer import Phase, Recipe, Trainer, keep_memory
+
+# Most of the time short, the last part beyond 8.3k tokens. The target starts with half its layers, which is faster.
+TARGET_PHASES = (
+    Phase(until=0.35, length=512, layers=4),
+    Phase(until=0.79, length=512, layers=8),
+    Phase(until=0.88, length=4096, layers=8),
+    Phase(until=1.00, length=8704, layers=8),
+)
+# For a target that goes on from trained weights (`--start`).
+REFINING_PHASES = (
+    Phase(until=0.68, length=1024, layers=8),
+    Phase(until=0.80, length=4096, layers=8),
+    Phase(until=1.00, length=8704, layers=8),
+)
+REFINING_RATE, REFINING_DECAY_FROM = 0.3, 0.2
+OWN_TEXT_RATE = 0.5
+REMEMBERED_ROWS = 1500
+DRAFT_PHASES = (Phase(until=0.6, length=512, layers=2), Phase(until=1.00, length=8704, layers=2))
+OWN_TEXT_PHASES = (Phase(until=1.00, length=320, layers=2),)
+TARGET_SHARE = 0.7  # of the budget; the draft has the rest
+CORPUS_SHARE, WRITING_SHARE = 0.25, 0.35  # of the draft's: the corpus, the target's writing; the rest learns from that
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the stages share: budget (minutes, or tokens where not 0), seed, folder, device, and the data."""
+
+    minutes: float
+    tokens: int
+    seed: int
+    out: Path
+    start: Path | None
+    device: torch.device
+    tokenizer: Tokenizer
+    data: torch.Tensor
+    held: torch.Tensor
+
+    def recipe(self, phases: tuple[Phase, ...], share: float, rate: float = 1.0) -> Recipe:
+        """The recipe for `share` of the budget, learning rates times `rate`; bigger batches on a GPU."""
+        recipe = Recipe(phases, self.minutes * share, int(self.tokens * share), seed=self.seed)
+        recipe = replace(recipe, matrix_rate=recipe.matrix_rate * rate, vector_rate=recipe.vector_rate * rate)
+        return replace(recipe, batch_tokens=16384, micro_tokens=32768) if self.device.type == "cuda" else recipe
+
+    def writing(self, share: float) -> Continuations:
+        """How much the target writes for `share` of the budget."""
+        plan = Continuations()
+        if self.tokens:
+            return replace(plan, batches=-(-int(self.tokens * share) // (plan.rows * plan.new)))
+        return replace(plan, minutes=self.minutes * share)
+
+
+def train_target(job: Job) -> LlamaForCausalLM:
+    """Train the target on the corpus, from `job.start / "target"` where given; save it in `job.out / "target"`."""
+    recipe, model = job.recipe(TARGET_PHASES, TARGET_SHARE), None
+    if job.start:
+        recipe = job.recipe(REFINING_PHASES, TARGET_SHARE, REFINING_RATE)
+        recipe, model = replace(recipe, decay_from=REFINING_DECAY_FROM), load(job.start / "target")
+    trainer = Trainer(TARGET, recipe, job.data, job.out / "target-state", job.device, start=model)
+    model = trainer.run()
+    _report(job, "target", model, [trainer])
+    return model
+
+
+def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Distil the draft from `target` and save it in `job.out / "draft"`: the corpus, then the target's texts."""
+    share, loss = 1 - TARGET_SHARE, distillation_loss(target)
+    recipe = job.recipe(DRAFT_PHASES, share * CORPUS_SHARE, REFINING_RATE if job.start else 1.0)
+    start = load(job.start / "draft") if job.start else None
+    first = Trainer(DRAFT, recipe, job.data, job.out / "draft-state", job.device, loss, start)
+    draft = first.run()
+    own = write_continuations(target, job.data, job.writing(share * WRITING_SHARE), job.out / "own", job.seed)
+    recipe = job.recipe(OWN_TEXT_PHASES, share * (1 - CORPUS_SHARE - WRITING_SHARE), OWN_TEXT_RATE)
+    loss = distillation_loss(target, remembered_rows=REMEMBERED_ROWS)
+    second = Trainer(DRAFT, recipe, own, job.out / "draft-own-state", job.device, loss, start=draft)
+    draft = second.run()
+    _report(job, "draft", draft, [first, second])
+    prompts = torch.stack(list(job.held[: len(job.held) // 256 * 256].view(-1, 256)[:48]))
+    print(f"greedy agreement on the target's own continuations: {agreement(target, draft, prompts):.3f}", flush=True)
+    return draft
+
+
+def load(folder: Path) -> LlamaForCausalLM:
+    """The model in `folder`, float32."""
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+
+
+def _report(job: Job, name: str, model: LlamaForCausalLM, runs: list[Trainer]) -> None:
+    """Print and save: figures, fp16 weights, tokenizer."""
+    loss = held_out_loss(model.float(), job.held)
+    size, seen = sum(p.numel() for p in model.parameters()), sum(run.progress.seen for run in runs)
+    print(f"{name}: {size / 1e6:.3f} M parameters, {seen / 1e6:.2f} M tokens, held-out loss {loss:.4f} nats a token")
+    save_model(model, job.tokenizer, job.out / name)
+
+
+def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Save fp16 safetensors, configuration and tokenizer in Hugging Face format; `model` stays as it is."""
+    weights = {name: p.detach().to("cpu", torch.float16) for name, p in model.state_dict().items()}
+    copy = LlamaForCausalLM(model.config).to(torch.float16)
+    copy.load_state_dict(weights)
+    copy.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, POSITIONS)
+    path = folder / "tokenizer_config.json"  # a class name that transformers 4 knows too
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="?", default="all", choices=["all", "target", "draft", "prompts"])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the models and the state to resume from")
+    parser.add_argument("--start", type=Path, help="folder with a trained target/ and draft/ to go on from")
+    parser.add_argument("--minutes", type=float, default=180.0, help="for target and draft together (default: 180)")
+    parser.add_argument("--tokens", type=int, default=0, help="budget in training tokens, in place of minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, ...")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the stages that were asked for; `draft` takes the target that is in `--out`."""
+    args = parse(argv)
+    keep_memory()
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    files = library_files()
+    training, held_out = split(files)
+    if args.start and not (args.out / "tokenizer.json").exists():
+        args.out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(args.start / "target" / "tokenizer.json", args.out / "tokenizer.json")
+    tokenizer = load_tokenizer(args.out, training)
+    data, held = stream(tokenizer, training), stream(tokenizer, held_out)
+    print(f"{len(data)} training tokens, {len(held)} held out, on {name}", flush=True)
+    job = Job(args.minutes, args.tokens, args.seed, args.out, args.start, torch.device(name), tokenizer, data, held)
+    if args.stage in ("all", "prompts"):
+        write_prompts(files, tokenizer, args.out / "prompts")
+    if args.stage in ("all", "target"):
+        train_target(job)
+    if args.stage in ("all", "draft"):
+        train_draft(job, load(args.out / "target").to(job.device).eval())
+
+
+if __name__ == "__main__":
+    main()
