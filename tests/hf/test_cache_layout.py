@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from specplug.tree import fill_shape, shape_tensors
 from specplug.trees import KAry, Sequoia
 from specplug_hf.step import Step

@@ -291,6 +291,14 @@ def test_a_model_dispatched_by_accelerate(fp64: Models, how: str, drafter: str, 
     served(model, speculator(drafter, fp64), rows=2)
 
 
+@pytest.mark.parametrize("policy", ["full", "streaming:sink=2,window=5"])
+def test_a_draft_whose_weights_are_brought_for_each_forward(fp64: Models, policy: str):
+    accelerate = pytest.importorskip("accelerate")
+    draft = accelerate.cpu_offload(copy.deepcopy(fp64.draft), execution_device=torch.device("cpu"))
+    assert draft.device.type == "meta"
+    served(fp64.target, Speculator(drafter="model", draft_model=draft, controller="fixed", kv_policy=policy))
+
+
 class Int8Linear(torch.nn.Module):
     """A linear layer of 8-bit weights, brought back to the input's precision for each forward."""
 

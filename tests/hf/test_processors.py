@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from transformers.generation import logits_process as lp
 
 from specplug import TreeBatch, TreeShape, UnsupportedError, fill_shape, roots_only
-from specplug_hf import processors as under_test
+from specplug_hf import processor_steps, processors
 from specplug_hf.processors import NodeProcessors
 
 VOCAB, NUM_ROWS, PROMPT = 12, 4, 5
@@ -255,10 +255,10 @@ def test_trees_of_different_shapes() -> None:
 
 def test_prefixes_are_built_for_those_who_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[int] = []
-    real = under_test._prefixes
-    monkeypatch.setattr(under_test, "_prefixes", lambda ids, nodes: built.append(len(nodes)) or real(ids, nodes))
-    free = [name for name in SERVED if name in under_test.PREFIX_FREE]
-    by_length = list(under_test.BY_LENGTH)
+    real = processors._prefixes
+    monkeypatch.setattr(processors, "_prefixes", lambda ids, nodes: built.append(len(nodes)) or real(ids, nodes))
+    free = [name for name in SERVED if name in processor_steps.PREFIX_FREE]
+    by_length = list(processor_steps.BY_LENGTH)
     check([SERVED[name]() for name in free if "Suppress" not in name and "TopH" not in name])
     check([SERVED[name]() for name in by_length])
     assert not built
@@ -272,10 +272,12 @@ def test_prefixes_are_built_for_those_who_read_them(monkeypatch: pytest.MonkeyPa
 def test_one_call_for_all_nodes_treated_alike() -> None:
     calls: list[int] = []
     trees, logits = tree(), torch.randn(len(ROWS), SHAPE.num_nodes, VOCAB)
-    for name in (*under_test.PREFIX_FREE, "MinNewTokensLengthLogitsProcessor"):
+    for name in (*processor_steps.PREFIX_FREE, "MinNewTokensLengthLogitsProcessor"):
         served = NodeProcessors(LogitsProcessorList([SERVED[name]()]), NUM_ROWS)
         step = served._steps[0]
-        counted = under_test._Step(lambda n, p, s, c=step.call: calls.append(len(s)) or c(n, p, s), step.group)
+        counted = processor_steps.ProcessorStep(
+            lambda n, p, s, c=step.call: calls.append(len(s)) or c(n, p, s), step.group
+        )
         served._steps[0] = counted
         served.scores(logits, IDS, ENDS, ROWS, trees)
         assert len(calls) == 1, name
@@ -299,7 +301,7 @@ def test_prefix_free_and_warp() -> None:
     assert NodeProcessors(LogitsProcessorList(), 1).prefix_free and free.prefix_free and not mixed.prefix_free
     for name, make in SERVED.items():
         alone = NodeProcessors(LogitsProcessorList([make()]), NUM_ROWS)
-        assert alone.prefix_free == (name in under_test.PREFIX_FREE)
+        assert alone.prefix_free == (name in processor_steps.PREFIX_FREE)
     scores = torch.randn(6, VOCAB)
     want = SERVED["TopKLogitsWarper"]()(None, SERVED["TemperatureLogitsWarper"]()(None, scores))
     assert torch.equal(free.warp(scores), want) and torch.equal(mixed.warp(scores), want)
@@ -385,7 +387,7 @@ def test_refusals_name_the_class_and_the_remedy() -> None:
         "DiaEOSDelayPatternLogitsProcessor": lambda: lp.DiaEOSDelayPatternLogitsProcessor([0, 1], 3, 20),
         "WhisperNoSpeechDetection": lambda: lp.WhisperNoSpeechDetection(3, 2),
     }
-    assert under_test.REFUSED.keys() - refused.keys() == {
+    assert processor_steps.REFUSED.keys() - refused.keys() == {
         "HammingDiversityLogitsProcessor"
     }  # gone since transformers 5
     for name, make in refused.items():
@@ -420,9 +422,9 @@ def test_every_class_of_transformers_is_decided_on() -> None:
         for name, value in inspect.getmembers(lp, inspect.isclass)
         if issubclass(value, LogitsProcessor) and value is not LogitsProcessor
     }
-    served = under_test.PREFIX_FREE | under_test.BY_LENGTH.keys() | under_test.BY_CONTENT
-    served = served | under_test.PER_ROW.keys() | under_test.BY_STATE
-    assert classes - served - under_test.REFUSED.keys() == set()
+    served = processor_steps.PREFIX_FREE | processor_steps.BY_LENGTH.keys() | processor_steps.BY_CONTENT
+    served = served | processor_steps.PER_ROW.keys() | processor_steps.BY_STATE
+    assert classes - served - processor_steps.REFUSED.keys() == set()
     assert served == SERVED.keys() == served & classes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from specplug_kernels import commit_kv, write_kv
 
 

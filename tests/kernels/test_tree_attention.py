@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from specplug_kernels import available_kernels, explain, tree_attention, tree_attention_reference
 from torch import Tensor
+
+from specplug_kernels import available_kernels, explain, tree_attention, tree_attention_reference
 
 KERNELS = available_kernels()
 ERROR = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}

@@ -56,18 +56,21 @@ class AttentionSwap:
         self.kernel, self.own = kernel, own
         configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
         self._configs = [c for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
-        self._current = _current
+        self.holds = 0
+
+    def __call__(self, step: Step) -> _OurForward:
+        """A context in which our attention serves `step`; everything is put back afterwards, also after an exception."""
+        return _OurForward(self, step)
 
     @contextmanager
-    def __call__(self, step: Step) -> Iterator[None]:
-        """Our attention for `step`; everything is put back afterwards, also after an exception."""
-        before = (_current.step, _current.kernel, _current.own)
+    def held(self) -> Iterator[None]:
+        """Keep our name in place for the forwards of a whole generation: entering each is then a few assignments."""
         self._enter()
-        _current.step, _current.kernel, _current.own = step, self.kernel, self.own
+        self.holds += 1
         try:
             yield
         finally:
-            _current.step, _current.kernel, _current.own = before
+            self.holds -= 1
             self._leave()
 
     def _enter(self) -> None:
@@ -85,6 +88,28 @@ class AttentionSwap:
                     _swapped[id(config)] = (original, inside - 1)
                 else:
                     config._attn_implementation_internal = original
+
+
+class _OurForward:
+    """One forward of ours; a class, since it is entered several times a round."""
+
+    __slots__ = ("_before", "_entered", "_step", "_swap")
+
+    def __init__(self, swap: AttentionSwap, step: Step) -> None:
+        self._swap, self._step = swap, step
+
+    def __enter__(self) -> None:
+        swap, current = self._swap, _current
+        self._entered = not swap.holds
+        if self._entered:
+            swap._enter()
+        self._before = (current.step, current.kernel, current.own)
+        current.step, current.kernel, current.own = self._step, swap.kernel, swap.own
+
+    def __exit__(self, *_: object) -> None:
+        _current.step, _current.kernel, _current.own = self._before
+        if self._entered:
+            self._swap._leave()
 
 
 def original_implementation(config: Any) -> str:
@@ -107,7 +132,7 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: query [B, Hq, n, D], key and value [B, Hkv, T, D] -> ([B, n, Hq, Dv], weights)."""
     step = _current.step
-    if step is None or _current.own or any(kwargs.get(name) is not None for name in _UNSERVED):
+    if step is None or _current.own or (kwargs and any(kwargs.get(name) is not None for name in _UNSERVED)):
         return _own_attention(module, query, key, value, attention_mask, scaling, dropout, step, **kwargs)
     total = key.shape[2]
     prefix = total if attention_mask is None else total - attention_mask.shape[-1]

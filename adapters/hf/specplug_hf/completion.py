@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from specplug.tree import TreeShape, fill_shape
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from specplug.tree import TreeShape, fill_shape
 from specplug_hf.host import HFHost
 from specplug_hf.prefill import keeps_nothing
 from specplug_hf.step import Step

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from specplug import UnsupportedError
 from torch import Tensor
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+
+from specplug import UnsupportedError
 
 # One value a token; a new token gets that of the last one, or zero (text).
 _REPEATED = ("token_type_ids",)

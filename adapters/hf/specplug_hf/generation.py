@@ -132,7 +132,7 @@ class Generation:
         session = self.speculator.open(self.host)
         try:
             self.first_token()
-            with self.model._optimize_model_for_decode():
+            with self.model._optimize_model_for_decode(), self.host.held():
                 while not self.progress.done:
                     session.observe(run_round(self.host, session))
         finally:

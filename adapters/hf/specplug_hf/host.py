@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from specplug import Batch, Commit, Need, Targets, TreeBatch, UnsupportedError, Verdict
-from specplug.host import DraftRunner
-from specplug.kv_policies import KVPolicy
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specplug import Batch, Commit, Need, Targets, TreeBatch, UnsupportedError, Verdict
+from specplug.host import DraftRunner
+from specplug.kv_policies import KVPolicy
 from specplug_hf.draft import prepare_draft
 from specplug_hf.extras import Extras
 from specplug_hf.nodes import NodeForward
@@ -132,8 +133,12 @@ class HFHost:
             shape=trees.shape, full_width=self.forward.full_width, shifts=self.shifts,
         )  # fmt: skip
         output = self.forward(
-            self.store, step, trees.tokens, self.node_positions(0, trees.depths),
-            **self.extras.for_nodes(self.rows, trees.num_nodes), **self.records.forward_flags,
+            self.store,
+            step,
+            trees.tokens,
+            self.node_positions(0, trees.depths),
+            **self.extras.for_nodes(self.rows, trees.num_nodes),
+            **self.records.forward_flags,
         )
         columns = self.attention_columns(self.rows, self.lengths, trees) if self.records.attentions else None
         self.records.keep_forward(output, columns)
@@ -175,6 +180,14 @@ class HFHost:
     def padded_tokens(self, sizes: Sequence[int]) -> int:
         """Rows are padded to the widest."""
         return len(sizes) * max(sizes)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Our attention in place for all models of this call, once for the whole of its rounds."""
+        with ExitStack() as stack:
+            for forward in {id(f): f for f in (self.forward, *(runner.forward for runner in self.runners))}.values():
+                stack.enter_context(forward.held())
+            yield
 
     # --- how it is done
 
@@ -250,5 +263,7 @@ def check_policy(policy: KVPolicy) -> None:
     """Raise unless this adapter can lay out what `policy` selects."""
     selection = policy.select(torch.zeros(1, dtype=torch.int64))
     if selection is not None and selection.anchors.shape[:3] != (1, 1, 1):
-        raise UnsupportedError(f"KV policy {type(policy).__name__} selects per layer or head; use 'streaming' or 'full'.")
+        raise UnsupportedError(
+            f"KV policy {type(policy).__name__} selects per layer or head; use 'streaming' or 'full'."
+        )
     view_of(policy)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from specplug_kernels import write_kv
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from specplug_hf.attention import AttentionSwap
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
+from specplug_kernels import write_kv
 
 
 class NodeCache(Cache):
@@ -68,6 +69,10 @@ class NodeForward:
     def full_width(self) -> bool:
         """Whether masks must cover the whole width."""
         return self.swap is None or self.swap.own
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep our attention's name in the model's configuration for all forwards within."""
+        return nullcontext() if self.swap is None else self.swap.held()
 
     def __call__(self, store: KVStore, step: Step, tokens: Tensor, positions: Tensor, **extra: Any) -> Any:
         """Forward `tokens` [B, n] at `positions` [B, n] (or [k, B, n]); their KV goes where `step` says."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from specplug import Batch, TreeShape, Verdict
 from specplug.kv_policies import KVPolicy
 from specplug.tree import shape_levels, shape_tensors
-from torch import Tensor
-
 from specplug_hf.nodes import NodeForward
 from specplug_hf.prefill import PrefillRows, prefill_rows
 from specplug_hf.step import Step
@@ -28,6 +29,14 @@ def view_of(policy: KVPolicy) -> View:
     return RingView(selection.anchors.shape[-1], selection.window)
 
 
+@lru_cache(maxsize=256)
+def _chain(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ancestors [1, n, n] and depths [1, n] of a chain of `width` nodes."""
+    return torch.ones((1, width, width), dtype=torch.bool, device=device).tril(), torch.arange(width, device=device)[
+        None
+    ]
+
+
 class _Runner:
     """What both have in common: the root's forward, then level by level. `lengths`: tokens this runner has read."""
 
@@ -40,8 +49,7 @@ class _Runner:
     def _run_chain(self, tokens: Tensor, counts: list[int], positions: Tensor) -> Tensor:
         """Read `tokens` [B, n], of which row b's first `counts[b]` are real; logits at each row's last real token."""
         width = tokens.shape[1]
-        ancestors = torch.ones((1, width, width), dtype=torch.bool, device=tokens.device).tril()
-        depths = torch.arange(width, device=tokens.device)[None]
+        ancestors, depths = _chain(width, tokens.device)
         step = self._step(ancestors, depths, 0, width)
         logits = self.forward(self.store, step, tokens, positions, **self._extras(width)).logits
         self._settle(counts, width)
@@ -62,9 +70,7 @@ class _Runner:
             self.store.move(source, torch.where(real, target, source))
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def _step(
-        self, ancestors: Tensor, depths: Tensor, start: int, stop: int, shape: TreeShape | None = None
-    ) -> Step:
+    def _step(self, ancestors: Tensor, depths: Tensor, start: int, stop: int, shape: TreeShape | None = None) -> Step:
         return Step(
             self.view, self.lengths, ancestors, depths, start, stop,
             shape=shape, skip_root=shape is not None, full_width=self.forward.full_width, shifts=self._shifts(),
@@ -191,7 +197,9 @@ class ModelRunner(_Runner):
             begin = torch.tensor([s + n for s, n in zip(starts, self.lengths, strict=True)], device=history.device)
             columns = begin[:, None] + torch.arange(width, device=history.device)
             tokens = history.gather(1, columns.clamp(max=history.shape[1] - 1)).to(self.device)
-            positions = torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(width, device=self.device)
+            positions = torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(
+                width, device=self.device
+            )
             now = self._run_chain(tokens, [max(n, 0) for n in block], positions)
             fresh = torch.tensor([n > 0 for n in block], device=now.device)[:, None, None]
             logits = now if logits is None else torch.where(fresh, now, logits)

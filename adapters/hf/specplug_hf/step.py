@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from specplug.tree import TreeShape, shape_tensors
-
 from specplug_hf.views import View
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -124,9 +123,7 @@ class Step:
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, the most negative finite number elsewhere (a row that sees nothing must not become NaN)."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, torch.finfo(dtype).min
-    )
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 @lru_cache(maxsize=512)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from specplug_kernels import commit_kv
 from torch import Tensor
+
+from specplug_kernels import commit_kv
 
 LayerKV = tuple[Tensor, Tensor]  # keys [B, H, n, D], values [B, H, n, Dv]
 
@@ -39,7 +40,9 @@ class KVStore:
             by_shape.setdefault(kind, []).append(layer)
         for layers in by_shape.values():
             keys, values = prompt[layers[0]]
-            self._groups.append(_Group(layers, _zeros(len(layers), keys, capacity), _zeros(len(layers), values, capacity)))
+            self._groups.append(
+                _Group(layers, _zeros(len(layers), keys, capacity), _zeros(len(layers), values, capacity))
+            )
         self._refresh()
 
     def _refresh(self) -> None:
