@@ -59,5 +59,9 @@ class Controller:
 
 
 def planned(arm: Arm, batch: Batch) -> Plan:
-    """`arm` with its tree cut so that no row gets more tokens than it may take (draft tokens and the bonus)."""
-    return Plan(arm, arm.shape.cut(batch.room - 1))
+    """`arm` with its tree cut to the most tokens that any row may still take (draft tokens and the bonus).
+
+    A sampled row's draws go with the tree's depths: cutting to its neighbours' room would make it draw otherwise than it
+    does alone, so there the host cuts what is accepted, and the last round is a little dearer.
+    """
+    return Plan(arm, arm.shape if batch.sampling else arm.shape.cut(batch.room - 1))

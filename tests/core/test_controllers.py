@@ -192,8 +192,10 @@ def test_fixed_does_what_it_is_told_and_cuts_at_the_end():
     arms = [Arm("tree", ModelDraft("m"), Sequoia(8, 4).build()), Arm("none", NoDraft(), Chain(0).build())]
     fixed = Fixed().open(arms, SimpleNamespace(key="host"), Memory())
     for room, depth in ((100, 4), (4, 3), (1, 0)):
-        plan = fixed.plan(SimpleNamespace(room=room))
+        plan = fixed.plan(SimpleNamespace(room=room, sampling=False))
         assert (plan.arm.label, plan.shape.depth) == ("tree", depth)
+    # a sampled row's draws must not depend on its neighbours' room
+    assert fixed.plan(SimpleNamespace(room=1, sampling=True)).shape is arms[0].shape
     assert not Fixed.needs_baseline
 
 

@@ -21,7 +21,7 @@ from specplug_hf.demo.shapes import Shape
 from specplug_hf.demo.trainer import Phase, Recipe, Trainer, deepen
 
 TINY = Shape(layers=2, hidden=16, inner=24, heads=2, kv_heads=1)
-AGREEMENT_FLOOR = 0.45
+AGREEMENT_FLOOR = 0.58  # measured in this setting: 0.651
 Pair = tuple[LlamaForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast]
 
 
