@@ -7,11 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specplug import KVPolicy, KVSelection, UnsupportedError
+from specplug.kv_policies import Full, Streaming
 from specplug.tree import fill_shape, shape_tensors
 from specplug.trees import KAry, Sequoia
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
-from specplug_hf.views import FullView, RingView
+from specplug_hf.views import FullView, RingView, view_of
 
 
 def random_store(rows: int, slots: int, capacity: int, layers: int = 2) -> KVStore:
@@ -123,3 +125,17 @@ def test_layers_of_different_shapes_stand_in_one_store() -> None:
     for layer, (keys, _) in enumerate(prompt):
         assert torch.equal(store.keys[layer][:, :, 4], keys[:, :, 2])
     assert store.bytes_per_token == (2 * 4 + 8 + 2 * 4) * 2 * 4
+
+
+class Scattered(KVPolicy):
+    """A stranger's policy that the adapter cannot lay out: every second position."""
+
+    def select(self, lengths: torch.Tensor) -> KVSelection:
+        return KVSelection(torch.arange(0, 8, 2)[None, None, None], window=4)
+
+
+def test_a_selection_that_cannot_be_laid_out_is_refused_by_name() -> None:
+    assert view_of(Streaming(2, 6)).size == 8
+    assert isinstance(view_of(Full()), FullView)
+    with pytest.raises(UnsupportedError, match=r"Scattered.*use 'streaming' or 'full'"):
+        view_of(Scattered())

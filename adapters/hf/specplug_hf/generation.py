@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from specplug import OptionError, Speculator, run_round
-from specplug.drafters import ModelDraft
+from specplug import Speculator, run_round
+from specplug.drafters import ModelDraft, SelfDraft
 from specplug.errors import unknown_name
 from specplug.random import row_seeds
 from specplug.round import accept
@@ -33,6 +33,7 @@ from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.support import check_architecture, check_positions, check_request
+from specplug_hf.views import view_of
 from specplug_kernels import available_kernels
 
 SCRATCH = 64  # slots beyond the prompt that a store starts with
@@ -52,32 +53,10 @@ def generate(
     transformers drops `streamer` (which sees the prompt and no more) and `tokenizer` (hence stop strings) on this way.
     `assistant` as in `model.generate(assistant=)`; default: the module's own Speculator.
     """
-    return decode(
-        model,
-        input_ids,
-        speculator_of(assistant),
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        generation_config=generation_config,
-        **model_kwargs,
-    )
-
-
-def decode(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    speculator: Speculator,
-    *,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    **model_kwargs: Any,
-) -> Tensor | GenerateDecoderOnlyOutput:
-    """Generate for `input_ids` [B0, L] what `_sample` would, by speculation. Called by transformers' `generate`."""
     return prepare(
         model,
         input_ids,
-        speculator,
+        speculator_of(assistant),
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
         generation_config=generation_config,
@@ -162,6 +141,8 @@ class Generation:
             raise unknown_name("kernel", kernel, available_kernels())
         self.speculator.check(HFHost.capabilities, vocab_size, HFHost.__name__)
         for drafter in self.speculator.drafters:
+            if isinstance(drafter, ModelDraft | SelfDraft):
+                view_of(drafter.kv_policy)
             if isinstance(drafter, ModelDraft):
                 forward = prepare_draft(drafter.model, self.model, vocab_size, kernel)
                 check_positions(forward.model, self.config.max_length, "draft")
@@ -276,6 +257,3 @@ def _shifts(slots: Tensor | None, lengths: list[int], first: list[int]) -> Tenso
         shifts[row, :length] = visible - start - torch.arange(length, device=slots.device)
         shifts[row, length:] = columns - start - length
     return shifts
-
-
-__all__ = ["OptionError", "decode", "generate"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specplug import Batch, Commit, Need, Targets, TreeBatch, UnsupportedError, Verdict
+from specplug import Batch, Commit, Need, Targets, TreeBatch, Verdict
 from specplug.host import DraftRunner
 from specplug.kv_policies import KVPolicy
 from specplug_hf.draft import prepare_draft
@@ -20,7 +20,7 @@ from specplug_hf.nodes import NodeForward
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
-from specplug_hf.runners import ModelRunner, SelfRunner, view_of
+from specplug_hf.runners import ModelRunner, SelfRunner
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
 from specplug_hf.views import FullView
@@ -257,13 +257,3 @@ class HFHost:
         self._seeds = self._seeds[index]
         self._position_offset = self._position_offset[..., index]
         self.shifts = None if self.shifts is None else self.shifts[index]
-
-
-def check_policy(policy: KVPolicy) -> None:
-    """Raise unless this adapter can lay out what `policy` selects."""
-    selection = policy.select(torch.zeros(1, dtype=torch.int64))
-    if selection is not None and selection.anchors.shape[:3] != (1, 1, 1):
-        raise UnsupportedError(
-            f"KV policy {type(policy).__name__} selects per layer or head; use 'streaming' or 'full'."
-        )
-    view_of(policy)

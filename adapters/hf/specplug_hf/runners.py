@@ -16,25 +16,16 @@ from specplug_hf.prefill import PrefillRows, prefill_rows
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
 from specplug_hf.support import device_of
-from specplug_hf.views import FullView, RingView, View
+from specplug_hf.views import FullView, RingView, View, view_of
 
 SLACK = 64  # scratch slots that a ring starts with
-
-
-def view_of(policy: KVPolicy) -> View:
-    """How a KV policy's selection is laid out. Anchors that are not the first positions need a host that gathers them."""
-    selection = policy.select(torch.zeros(1, dtype=torch.int64))
-    if selection is None:
-        return FullView()
-    return RingView(selection.anchors.shape[-1], selection.window)
 
 
 @lru_cache(maxsize=256)
 def _chain(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ancestors [1, n, n] and depths [1, n] of a chain of `width` nodes."""
-    return torch.ones((1, width, width), dtype=torch.bool, device=device).tril(), torch.arange(width, device=device)[
-        None
-    ]
+    depths = torch.arange(width, device=device)[None]
+    return torch.ones((1, width, width), dtype=torch.bool, device=device).tril(), depths
 
 
 class _Runner:

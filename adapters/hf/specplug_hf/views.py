@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from specplug import UnsupportedError
+from specplug.kv_policies import KVPolicy
 
 
 class FullView:
@@ -66,3 +70,21 @@ class RingView:
 
 
 View = FullView | RingView
+
+
+def view_of(policy: KVPolicy) -> View:
+    """How what `policy` selects is laid out: everything, or first positions and a window.
+
+    Raises `UnsupportedError` for a selection that would have to be gathered (per layer, per head, scattered anchors).
+    """
+    selection = policy.select(torch.zeros(1, dtype=torch.int64))
+    if selection is None:
+        return FullView()
+    anchors = selection.anchors
+    sinks = anchors.flatten()
+    if anchors.shape[:3] != (1, 1, 1) or not torch.equal(sinks, torch.arange(len(sinks))) or selection.window < 1:
+        raise UnsupportedError(
+            f"KV policy {type(policy).__name__} selects other positions than the first ones and a recent window, which "
+            "the Hugging Face adapter cannot lay out; use 'streaming' or 'full'."
+        )
+    return RingView(len(sinks), selection.window)
