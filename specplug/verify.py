@@ -65,6 +65,8 @@ def verify_greedy(trees: TreeBatch, targets: Tensor) -> Verdict:
     if num_nodes == 1:
         zero = torch.zeros_like(targets)
         return Verdict(path=zero, num_accepted=zero[:, 0], bonus=targets[:, 0])
+    if trees.shape is not None and trees.shape.is_chain:
+        return _verify_greedy_chain(trees, targets)
     parents = trees.parents.clamp(min=0).expand(num_rows, -1)
     match = trees.tokens == targets.gather(1, parents)
     if trees.valid is not None:
@@ -77,6 +79,16 @@ def verify_greedy(trees: TreeBatch, targets: Tensor) -> Verdict:
     num_accepted = depths.gather(1, best[:, None]).squeeze(1)
     bonus = targets.gather(1, best[:, None]).squeeze(1)
     return Verdict(_path_to(trees, best), num_accepted, bonus)
+
+
+def _verify_greedy_chain(trees: TreeBatch, targets: Tensor) -> Verdict:
+    """The same for chains, where the accepted path is the part before the first token that differs."""
+    match = trees.tokens[:, 1:] == targets[:, :-1]
+    if trees.valid is not None:
+        match &= trees.valid[:, 1:]
+    num_accepted = match.cumprod(dim=1).sum(dim=1)
+    path = torch.minimum(trees.depths, num_accepted[:, None])
+    return Verdict(path, num_accepted, targets.gather(1, num_accepted[:, None]).squeeze(1))
 
 
 def _path_to(trees: TreeBatch, leaf: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def grid() -> Iterator[Any]:
         yield pytest.param(drafter, tree, rows, padding, marks=[pytest.mark.slow] if long else [])
 
 
-@pytest.mark.parametrize(("drafter", "tree", "rows", "padding"), grid())
+@pytest.mark.parametrize(("drafter", "tree", "rows", "padding"), list(grid()))
 def test_every_drafter_and_tree_says_what_plain_says(fp64: Models, drafter: str, tree: str, rows: int, padding: str):
     ours = fp64.target.generate(**prompt(rows, padding), max_new_tokens=NEW, assistant=speculator(drafter, fp64, tree))
     same(ours, plain(fp64, rows, padding))

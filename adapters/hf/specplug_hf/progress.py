@@ -96,6 +96,10 @@ class Progress:
         return kept
 
     def _write(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> None:
+        if len(rows) == 1:
+            end = self.ends[rows[0]]
+            self.ids[rows[0], end : end + counts[0]] = tokens[0, : counts[0]]
+            return
         device = self.ids.device
         row, start, count = torch.tensor([rows, [self.ends[r] for r in rows], counts], device=device)[..., None]
         offset = torch.arange(tokens.shape[1], device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +29,22 @@ def _chain(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.ones((1, width, width), dtype=torch.bool, device=device).tril(), depths
 
 
+@dataclass(frozen=True, slots=True)
+class _BelowRoot:
+    """A shape without its root, which has been read by the time its levels are: scratch holds the nodes from 1 on."""
+
+    ancestors: Tensor  # [1, n, n] bool
+    depths: Tensor  # [1, n]: 0 for the root's children
+    levels: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=256)
+def _below_root(shape: TreeShape, device: torch.device) -> _BelowRoot:
+    derived = shape_tensors(shape, device)
+    levels = tuple((start - 1, stop - 1) for start, stop in shape_levels(shape)[1:])
+    return _BelowRoot(derived.ancestors[None, 1:, 1:], derived.depths[None, 1:] - 1, levels)
+
+
 class _Runner:
     """What both have in common: the root's forward, then level by level. `lengths`: tokens this runner has read."""
 
@@ -45,7 +62,8 @@ class _Runner:
         logits = self.forward(self.store, step, tokens, positions, **self._extras(width)).logits
         self._settle(counts, width)
         if width > 1:
-            last = torch.tensor(counts, device=logits.device)[:, None, None] - 1
+            # a row that has read all its tokens in an earlier block has none here: anything may stand for it
+            last = torch.tensor(counts, device=logits.device)[:, None, None].sub(1).clamp(min=0)
             return logits.gather(1, last.expand(-1, 1, logits.shape[-1]))
         return logits
 
@@ -80,13 +98,10 @@ class _Runner:
 
     def extend(self, tokens: Tensor, level: int) -> Tensor:
         """Forward one level of the tree; see DraftRunner."""
-        start, stop = shape_levels(self._shape)[level]
-        derived = shape_tensors(self._shape, tokens.device)
-        # the root has been read already, so scratch holds the nodes from 1 on
-        step = self._step(
-            derived.ancestors[None, 1:, 1:], derived.depths[None, 1:] - 1, start - 1, stop - 1, self._shape
-        )
-        positions = self._positions(derived.depths[start:stop] - 1)
+        below = _below_root(self._shape, tokens.device)
+        start, stop = below.levels[level - 1]
+        step = self._step(below.ancestors, below.depths, start, stop, self._shape)
+        positions = self._positions(below.depths[0, start:stop])
         return self.forward(self.store, step, tokens, positions, **self._extras(stop - start)).logits
 
 
