@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from specplug.hookspecs import Register, hookimpl
@@ -45,12 +45,22 @@ def specplug_register_adapters(register: Register) -> None:
     register("hf", TransformersAdapter)
 
 
+def _kernel(name: str) -> Callable[[], str]:
+    def kernel() -> str:
+        return name
+
+    kernel.__doc__ = (
+        "Tree attention chosen by shape and device." if name == "auto" else f"Tree attention {name!r}, always."
+    )
+    return kernel
+
+
 @hookimpl
 def specplug_register_kernels(register: Register) -> None:
     from specplug_kernels import available_kernels  # noqa: PLC0415  (not at `import specplug`)
 
     for name in available_kernels():
-        register(name, functools.partial(str, name))
+        register(name, _kernel(name))
 
 
 @hookimpl
