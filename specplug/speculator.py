@@ -171,6 +171,3 @@ def _resolve(kind: str, value: Any, base: type, **extra: Any) -> Any:
     if isinstance(value, base):
         return value
     raise OptionError(f"{kind}: expected a name or a {base.__name__}, got {value!r} of type {type(value).__name__}.")
-
-
-__all__ = ["Need", "Speculator", "default_shapes"]

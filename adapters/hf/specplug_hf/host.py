@@ -210,14 +210,10 @@ class HFHost:
             return ()
         keep = [place for place, row in enumerate(self.rows) if row in active]
         gone = tuple(row for row in self.rows if row not in active)
-        self.retire(gone)
+        self.records.retire(self, gone)  # what is returned may need their KV
         if keep:
             self.keep_rows(keep)
         return gone
-
-    def retire(self, rows: Sequence[int]) -> None:
-        """What must be remembered of rows that leave (their KV, if the cache is to be returned)."""
-        self.records.retire(self, rows)
 
     def columns_of(self, row: int, slots: int) -> Tensor:
         """Column of each of the first `slots` slots of a row, in the cache as plain generation lays it out: [slots]."""

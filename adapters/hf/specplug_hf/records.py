@@ -107,7 +107,8 @@ class Records:
         if not self.needs_completion:
             return
         for row in rows:
-            place, length = host.rows.index(row), host.lengths[host.rows.index(row)]
+            place = host.rows.index(row)
+            length = host.lengths[place]
             self.rows[row].kv = [
                 (keys[place, :, :length].clone(), values[place, :, :length].clone())
                 for keys, values in zip(host.store.keys, host.store.values, strict=True)

@@ -194,11 +194,6 @@ def unwrapped(model: Any) -> Any:
     return inner() if callable(inner) else model
 
 
-def vocabulary(model: PreTrainedModel, logits: Tensor) -> int:
-    """Tokens the target can emit: the width of its logits."""
-    return logits.shape[-1]
-
-
 def is_half(dtype: torch.dtype) -> bool:
     """Whether sums in another order may swap two close logits."""
     return dtype in (torch.float16, torch.bfloat16)
