@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from specplug_hf.demo.distil import Continuations, extend
 from specplug_hf.demo.muon import orthogonalise
 from specplug_hf.demo.pair import DRAFT_FOLDER, FOLDER, TARGET_FOLDER
 from specplug_hf.demo.prompts import count, sources
+from specplug_hf.demo.resize import deepen, narrow
 from specplug_hf.demo.shapes import Shape
-from specplug_hf.demo.trainer import Phase, Recipe, Trainer, deepen
+from specplug_hf.demo.trainer import Phase, Recipe, Trainer
 
 TINY = Shape(layers=2, hidden=16, inner=24, heads=2, kv_heads=1)
 AGREEMENT_FLOOR = 0.58  # measured in this setting: 0.651
@@ -125,6 +127,20 @@ def test_deepening_keeps_the_function() -> None:
     assert torch.allclose(small(ids).logits, deepen(small, TINY, 4)(ids).logits, atol=1e-6)
     with pytest.raises(ValueError, match="2 layers cannot grow to 3"):
         deepen(small, TINY, 3)
+
+
+def test_narrowing_drops_the_smallest_neurons() -> None:
+    torch.manual_seed(0)
+    wide = LlamaForCausalLM(TINY.config())
+    idle = torch.tensor([1, 5, 6, 20])
+    with torch.no_grad():
+        for layer in wide.model.layers:
+            layer.mlp.gate_proj.weight[idle] = 0
+    ids = torch.randint(0, 3072, (2, 9))
+    assert torch.allclose(wide(ids).logits, narrow(wide, replace(TINY, inner=20))(ids).logits, atol=1e-6)
+    assert not torch.allclose(wide(ids).logits, narrow(wide, replace(TINY, inner=19))(ids).logits, atol=1e-6)
+    with pytest.raises(ValueError, match="24 neurons cannot be narrowed to 25"):
+        narrow(wide, replace(TINY, inner=25))
 
 
 def test_resuming_gives_the_same_weights(tmp_path: Path) -> None:

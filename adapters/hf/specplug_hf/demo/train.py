@@ -20,6 +20,7 @@ from .agreement import agreement, held_out_loss
 from .corpus import library_files, load_tokenizer, save_tokenizer, split, stream
 from .distil import Continuations, distillation_loss, write_continuations
 from .prompts import write_prompts
+from .resize import narrow
 from .shapes import DRAFT, POSITIONS, TARGET
 from .trainer import Phase, Recipe, Trainer, keep_memory
 
@@ -32,8 +33,8 @@ TARGET_PHASES = (
 )
 # For a target that goes on from trained weights (`--start`).
 REFINING_PHASES = (
-    Phase(until=0.68, length=1024, layers=8),
-    Phase(until=0.80, length=4096, layers=8),
+    Phase(until=0.72, length=512, layers=8),
+    Phase(until=0.80, length=2048, layers=8),
     Phase(until=1.00, length=8704, layers=8),
 )
 REFINING_RATE, REFINING_DECAY_FROM = 0.3, 0.2
@@ -89,7 +90,7 @@ def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
     """Distil the draft from `target` and save it in `job.out / "draft"`: the corpus, then the target's texts."""
     share, loss = 1 - TARGET_SHARE, distillation_loss(target)
     recipe = job.recipe(DRAFT_PHASES, share * CORPUS_SHARE, REFINING_RATE if job.start else 1.0)
-    start = load(job.start / "draft") if job.start else None
+    start = narrow(load(job.start / "draft"), DRAFT) if job.start else None
     first = Trainer(DRAFT, recipe, job.data, job.out / "draft-state", job.device, loss, start)
     draft = first.run()
     own = write_continuations(target, job.data, job.writing(share * WRITING_SHARE), job.out / "own", job.seed)

@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM
 
 from .corpus import window_starts
 from .muon import Muon
+from .resize import deepen
 from .shapes import Shape
 
 SAVE_EVERY_SECONDS = 240.0
@@ -83,26 +84,6 @@ def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Cross entropy summed over the predictions of `ids` `[b, length]`."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-
-
-@torch.no_grad()
-def deepen(model: LlamaForCausalLM, shape: Shape, layers: int) -> LlamaForCausalLM:
-    """A model of `layers` layers, a multiple of `model`'s, that computes the same function.
-
-    Each layer is followed by copies of itself whose output matrices are zero.
-    """
-    old = model.config.num_hidden_layers
-    if layers % old:
-        raise ValueError(f"{old} layers cannot grow to {layers}")
-    deep = LlamaForCausalLM(shape.config(layers, model.config.vocab_size)).to(model.device)
-    deep.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
-    deep.model.norm.load_state_dict(model.model.norm.state_dict())
-    for i, layer in enumerate(deep.model.layers):
-        layer.load_state_dict(model.model.layers[i // (layers // old)].state_dict())
-        if i % (layers // old):
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-    return deep
 
 
 class Trainer:
