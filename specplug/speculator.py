@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class Speculator:
     `drafter`: a name (`"self"`, `"model"`, `"prompt_lookup"`, `"none"`, a plugin's), with options
     (`"prompt_lookup:ngram=4"`), or a `Drafter`. `draft_model`: the draft, as the adapter takes it (a loaded model, a
     path). `kv_policy`, `tree`, `controller`: names, with options, or objects. `kernel`: attention kernel. `seed`: seed
-    of the sampled draws; None draws one from the framework's generator. May be used by several threads at once.
+    of the sampled draws, or one for each row of the batch; None draws one from the framework's generator. May be used by several threads at once.
 
     Raises `SpecplugError` here, at construction, for whatever can be known to be wrong.
     """
@@ -40,7 +40,7 @@ class Speculator:
     tree: str | TreeBuilder = AUTO
     controller: str | Controller = AUTO
     kernel: str = AUTO
-    seed: int | None = None
+    seed: int | Sequence[int] | None = None
     stats: SpecStats = field(default_factory=SpecStats, init=False, repr=False, compare=False)
     _memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)

@@ -16,10 +16,8 @@ from generate_tools import Models, disturbed, prompt, same, speculator, tiny
 from scipy.stats import chi2
 from torch import Tensor
 
-from specplug import verify
+from specplug import OptionError, verify
 from specplug.drafters import expand
-from specplug.random import row_seeds
-from specplug_hf import generation
 from specplug_hf.host import HFHost
 
 VOCAB, LENGTH, NEW, N, ALARM = 7, 6, 4, 4000, 1e-5
@@ -211,15 +209,17 @@ def test_greedy_does_not_touch_the_generator(fp64: Models):
 @pytest.mark.parametrize("tree", ["chain", "sequoia"])
 @pytest.mark.parametrize("drafter", ["none", "model", "self-streaming", "prompt_lookup"])
 @pytest.mark.parametrize("row", [0, 1, 2])
-def test_a_row_alone_draws_what_it_draws_in_a_batch(
-    fp64: Models, drafter: str, tree: str, row: int, monkeypatch: pytest.MonkeyPatch
-):
-    spec = speculator(drafter, fp64, tree, seed=7)
-    together = run(fp64, spec)[row]
-    monkeypatch.setattr(generation, "row_seeds", lambda seed, _, device: row_seeds(seed, 3, device)[row : row + 1])
+def test_a_row_alone_draws_what_it_draws_in_a_batch(fp64: Models, drafter: str, tree: str, row: int):
+    together = run(fp64, speculator(drafter, fp64, tree, seed=[7, 8, 2**70]))[row]
+    spec = speculator(drafter, fp64, tree, seed=[7, 8, 2**70][row])
     inputs = {name: value[row : row + 1, row + 1 :] for name, value in prompt(3, "left").items()}  # no padding either
     alone = fp64.target.generate(**inputs, **CALL, assistant=spec)[0]
     assert together[11:].tolist() == alone[11 - row - 1 :].tolist()
+
+
+def test_a_seed_for_each_row_needs_as_many(fp64: Models):
+    with pytest.raises(OptionError, match="2 seeds for 3 rows"):
+        run(fp64, speculator("model", fp64, seed=[1, 2]))
 
 
 def test_sequences_of_one_prompt_differ(fp64: Models):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from specplug import Speculator, run_round
+from specplug import OptionError, Round, Speculator, run_round
 from specplug.drafters import ModelDraft, SelfDraft
 from specplug.errors import unknown_name
 from specplug.random import row_seeds
@@ -105,6 +106,13 @@ class Generation:
     @torch.no_grad()
     def run(self, streamer: Any = None) -> Tensor | GenerateDecoderOnlyOutput:
         """Prefill, then rounds until every row has ended."""
+        for _ in self.rounds(streamer):
+            pass
+        return self.finish()
+
+    @torch.no_grad()
+    def rounds(self, streamer: Any = None) -> Iterator[Round]:
+        """The same one round at a time, for whoever wants to look at the host in between; `finish` gives the result."""
         if streamer is not None:
             streamer.put(self.input_ids.cpu())
         self.prefill(streamer)
@@ -113,11 +121,12 @@ class Generation:
             self.first_token()
             with self.model._optimize_model_for_decode(), self.host.held():
                 while not self.progress.done:
-                    session.observe(run_round(self.host, session))
+                    finished = run_round(self.host, session)
+                    session.observe(finished)
+                    yield finished
         finally:
             session.stats.seconds_prefill = self.seconds_prefill
             self.speculator.finish(session)
-        return self.finish()
 
     def check(self) -> None:
         """Everything that can be refused is refused here, before the model runs."""
@@ -136,7 +145,9 @@ class Generation:
         check_trees(self.model, self.forward)
 
     def _check_speculator(self, vocab_size: int) -> None:
-        kernel = self.speculator.kernel
+        kernel, seed, rows = self.speculator.kernel, self.speculator.seed, self.input_ids.shape[0]
+        if isinstance(seed, Sequence) and len(seed) != rows:
+            raise OptionError(f"seed: {len(seed)} seeds for {rows} rows; give one, or one for each row.")
         if kernel not in available_kernels():
             raise unknown_name("kernel", kernel, available_kernels())
         self.speculator.check(HFHost.capabilities, vocab_size, HFHost.__name__)
@@ -197,11 +208,13 @@ class Generation:
     def _seeds(self) -> Tensor | None:
         if not self.config.do_sample:
             return None
-        seed = self.speculator.seed
+        seed, rows = self.speculator.seed, self.input_ids.shape[0]
+        if isinstance(seed, Sequence):
+            return torch.cat([row_seeds(own, 1, self.input_ids.device) for own in seed])
         if not isinstance(seed, int):
             device = "cpu" if seed is None else seed.device
             seed = int(torch.randint(2**62, (1,), generator=seed, device=device))
-        return row_seeds(seed, self.input_ids.shape[0], self.input_ids.device)
+        return row_seeds(seed, rows, self.input_ids.device)
 
     def first_token(self) -> None:
         """Choose the first token from the prompt's own logits: a round of roots alone, whose forward was the prefill."""

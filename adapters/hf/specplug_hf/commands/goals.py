@@ -72,7 +72,7 @@ CASES: tuple[tuple[Case, tuple[Goal, ...]], ...] = (
         (Goal("draft model", "model", ("plain",), 1.6), *AUTO),
     ),
     (
-        Case(4, 8192, 128, (*EVERY, "self", *AUTOS), prompts=3),
+        Case(4, 8192, 96, (*EVERY, "self", *AUTOS), prompts=2),
         (
             Goal("self-speculation", "self", ("none",), 1.3),
             Goal("self-speculation", "self", ("static",), 1.3),
