@@ -3,6 +3,7 @@
 #   make demo        see a model write the same text faster
 #   make test        the tests that fit in ten minutes on two cores; test-full: all of them
 #   make lint        ruff (lint and format) and mypy
+#   make conformance the conformance suite on everything built in, thoroughly
 #   make bench       every case of the goals, measured
 #
 # PYTHON=... chooses the interpreter, VENV=... the environment's folder, ARGS=... goes to the command.
@@ -19,7 +20,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 BUILD := pyproject.toml constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-full lint format bench plugins wheel clean help
+.PHONY: demo test test-full conformance lint format bench plugins wheel clean help
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -38,6 +39,9 @@ test: $(VENV)/.specplug-test
 
 test-full: $(VENV)/.specplug-test
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+conformance: $(VENV)/.specplug-test
+	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/specplug conformance --effort thorough $(ARGS)
 
 lint: $(VENV)/.specplug-dev
 	$(VENV)/bin/ruff check .

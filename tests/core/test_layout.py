@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "specplug": {"torch", "pluggy", "wrapt"},
     "kernels/specplug_kernels": {"torch", "triton", "flashinfer"},
+    "conformance/specplug_conformance": {"torch", "specplug", "hypothesis", "scipy", "rich", "pytest"},
 }
 ADAPTERS = sorted(path.name for path in (ROOT / "adapters").glob("*/specplug_*") if path.is_dir())
 
@@ -44,6 +45,15 @@ def test_adapters_never_import_each_other(adapter):
     folder = next((ROOT / "adapters").glob(f"*/{adapter}"))
     others = set(ADAPTERS) - {adapter}
     assert not {f"{path}: {name}" for path in folder.rglob("*.py") for name in imported(path) if name in others}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_adapters_know_the_suite_only_where_they_are_its_subject(adapter):
+    folder = next((ROOT / "adapters").glob(f"*/{adapter}"))
+    users = {
+        path.relative_to(folder).parts[0] for path in folder.rglob("*.py") if "specplug_conformance" in imported(path)
+    }
+    assert users <= {"conformance", "plugin.py"}
 
 
 OUTER = ["adapters", "adapters/hf", "adapters/sglang", "kernels", "conformance"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from specplug.hookspecs import Register, hookimpl
@@ -67,3 +68,17 @@ def specplug_register_kernels(register: Register) -> None:
 def specplug_register_commands(register: Register) -> None:
     for name in ("demo", "bench"):
         register(name, importlib.import_module(f"specplug_hf.commands.{name}").add_parser)
+
+
+@hookimpl
+def specplug_conformance_cases() -> Iterable[Any]:
+    if importlib.util.find_spec("transformers") is None:
+        return ()
+    from specplug_conformance import Case  # noqa: PLC0415  (called by the suite only)
+
+    return [Case("hf", "adapter", _subject)]
+
+
+def _subject() -> Any:
+    """Made when it is used: it imports transformers."""
+    return importlib.import_module("specplug_hf.conformance.subject").HFSubject()

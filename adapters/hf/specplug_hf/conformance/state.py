@@ -1,0 +1,36 @@
+"""A look into a `generate` call between two rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from torch import Tensor
+
+from specplug_hf.host import HFHost
+
+
+class HFState:
+    """What the host holds for the rows in the batch."""
+
+    def __init__(self, host: HFHost) -> None:
+        self.host = host
+
+    def committed(self) -> dict[Hashable, list[int]]:
+        if self.host.progress.done:
+            return {}
+        bounds = zip(self.host.rows, *self.host.history_bounds(), strict=True)
+        return {row: self.host.progress.ids[row, start:end].tolist() for row, start, end in bounds}
+
+    def cached(self, row: Hashable) -> list[Tensor]:
+        place = self.host.rows.index(row)  # type: ignore[arg-type]
+        length, store = self.host.lengths[place], self.host.store
+        layers = zip(store.keys, store.values, strict=True)
+        return [by_token(part[place, :, :length]) for layer in layers for part in layer]
+
+    def draft_reads(self, row: Hashable) -> int | None:
+        return None
+
+
+def by_token(part: Tensor) -> Tensor:
+    """Keys or values [H, n, D] as [n, H * D], a copy."""
+    return part.transpose(0, 1).flatten(1).clone()
