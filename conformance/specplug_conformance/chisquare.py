@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from scipy.stats import chi2
+from scipy.stats import chi2  # type: ignore[import-untyped]
 from torch import Tensor
 
 LEAST = 5.0  # cells that expect fewer samples are put together

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from specplug import verify
+from specplug import random, verify
 from specplug.tree import TreeBatch
 
 Path = tuple[int, ...]
@@ -42,7 +42,7 @@ def emitted_law(trees: TreeBatch, probs: Tensor) -> list[dict[Path, float]]:
             for child in _children(trees, row, node):
                 mass *= 1 - float(thresholds[row, child])
             if mass > 0:
-                path = _tokens_to(trees, row, node)
+                path = tokens_to(trees, row, node)
                 for token, share in enumerate(left[row].tolist()):
                     result[row][(*path, token)] += mass * share
     return result
@@ -63,17 +63,16 @@ def _threshold(trees: TreeBatch, probs: Tensor, forced: Tensor, node: int) -> Te
 
 def _bonus_law(trees: TreeBatch, probs: Tensor, forced: Tensor) -> Tensor:
     seen = []
-    real = verify.draw
 
     def spy(weights: Tensor, uniform: Tensor) -> Tensor:
         seen.append(weights.double() / weights.double().sum(-1, keepdim=True))
-        return real(weights, uniform)
+        return random.draw(weights, uniform)
 
-    verify.draw = spy
+    setattr(verify, "draw", spy)  # noqa: B010  (a name that verify imports)
     try:
         verify.verify_sampled(trees, probs, forced, torch.full((trees.num_rows,), 0.5, dtype=torch.float64))
     finally:
-        verify.draw = real
+        setattr(verify, "draw", random.draw)  # noqa: B010
     return seen[-1]
 
 
@@ -94,7 +93,8 @@ def _children(trees: TreeBatch, row: int, node: int) -> list[int]:
     return [child for child in trees.children.expand(trees.num_rows, -1, -1)[row, node].tolist() if child >= 0]
 
 
-def _tokens_to(trees: TreeBatch, row: int, node: int) -> Path:
+def tokens_to(trees: TreeBatch, row: int, node: int) -> Path:
+    """Draft tokens from the root's child on down to `node`."""
     tokens: list[int] = []
     while node:
         tokens.insert(0, int(trees.tokens[row, node]))

@@ -10,9 +10,10 @@ from specplug.errors import OptionError
 from specplug.kv_policies import Streaming
 from specplug.tree import TreeShape, inner_nodes
 from specplug.trees import Chain, KAry, Sequoia
+from specplug_conformance.exact import orders
 
 from .test_tree import parent_lists
-from .tools import TableHost, orders, table
+from .tools import TableHost, table
 
 VOCAB = 6
 

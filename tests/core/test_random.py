@@ -18,8 +18,7 @@ from specplug.random import (
     row_seeds,
     uniforms,
 )
-
-from .tools import orders
+from specplug_conformance.exact import orders
 
 ALARM = 1e-5
 CPU = torch.device("cpu")

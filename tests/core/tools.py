@@ -7,18 +7,18 @@ every joint law can be written down, so that "lossless" can be checked to the la
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from specplug import verify
 from specplug.host import Batch, Commit, Need
 from specplug.random import row_seeds
 from specplug.tree import TreeBatch, TreeShape
 from specplug.verify import Targets, Verdict
+from specplug_conformance import exact
+from specplug_conformance.exact import Path, tokens_to
 
 CPU = torch.device("cpu")
 
@@ -182,87 +182,13 @@ def joint_law(target: Tensor, prompt: Sequence[int], count: int) -> Tensor:
 
 # --- the exact law of a verification -----------------------------------------------------------------------------
 
-Path = tuple[int, ...]
 TargetLaw = Callable[[Path], Tensor]  # tokens accepted so far -> law of the next, [V] float32
-_LOW, _HIGH = 2.0**-53, 1 - 2.0**-53
 
 
 def emitted_law(trees: TreeBatch, target: TargetLaw) -> list[dict[Path, float]]:
-    """For each row, the exact law of what one verification emits (accepted tokens and bonus).
-
-    Integrates over the uniforms: a node is tried in one situation only (its ancestors accepted, their and its elder
-    siblings rejected), so its acceptance probability is the threshold of its own uniform in that situation, found by
-    bisection of the real `verify_sampled`. What a bonus is drawn from is read from the call of the real `draw`.
-    """
-    num_rows, num_nodes = trees.tokens.shape
-    paths = [[_tokens_to(trees, row, node) for node in range(num_nodes)] for row in range(num_rows)]
-    probs = torch.stack([torch.stack([target(path) for path in row]) for row in paths])
-    ancestors = trees.ancestors.expand(num_rows, -1, -1)
-    thresholds = torch.zeros(num_rows, num_nodes, dtype=torch.float64)
-    for node in range(1, num_nodes):
-        forced = torch.where(ancestors[:, node], _LOW, _HIGH).double()
-        low, high = torch.zeros(num_rows, dtype=torch.float64), torch.ones(num_rows, dtype=torch.float64)
-        for _ in range(44):
-            middle = (low + high) / 2
-            forced[:, node] = middle
-            verdict = verify.verify_sampled(trees, probs, forced, torch.full((num_rows,), 0.5, dtype=torch.float64))
-            taken = (verdict.path == node).any(1)
-            low, high = torch.where(taken, middle, low), torch.where(taken, high, middle)
-        thresholds[:, node] = torch.where(low > 1 - 2.0**-40, 1.0, torch.where(high < 2.0**-40, 0.0, low))
-    result: list[dict[Path, float]] = [defaultdict(float) for _ in range(num_rows)]
-    for node in range(num_nodes):
-        left = _bonus_law(trees, probs, torch.where(ancestors[:, node], _LOW, _HIGH).double())
-        for row in range(num_rows):
-            mass = _reach(trees, thresholds, row, node)
-            if trees.valid is not None and not trees.valid[row, node]:
-                continue
-            for child in _children(trees, row, node):
-                mass *= 1 - float(thresholds[row, child])
-            if mass > 0:
-                for token, share in enumerate(left[row].tolist()):
-                    result[row][(*paths[row][node], token)] += mass * share
-    return result
-
-
-def _bonus_law(trees: TreeBatch, probs: Tensor, forced: Tensor) -> Tensor:
-    seen = []
-    real = verify.draw
-
-    def spy(weights: Tensor, uniform: Tensor) -> Tensor:
-        seen.append(weights.double() / weights.double().sum(-1, keepdim=True))
-        return real(weights, uniform)
-
-    verify.draw = spy
-    try:
-        verify.verify_sampled(trees, probs, forced, torch.full((trees.num_rows,), 0.5, dtype=torch.float64))
-    finally:
-        verify.draw = real
-    return seen[-1]
-
-
-def _reach(trees: TreeBatch, thresholds: Tensor, row: int, node: int) -> float:
-    mass = 1.0
-    while node:
-        parent = int(trees.parents.expand(trees.num_rows, -1)[row, node])
-        for child in _children(trees, row, parent):
-            mass *= float(thresholds[row, child]) if child == node else 1.0
-            if child == node:
-                break
-            mass *= 1 - float(thresholds[row, child])
-        node = parent
-    return mass
-
-
-def _children(trees: TreeBatch, row: int, node: int) -> list[int]:
-    return [child for child in trees.children.expand(trees.num_rows, -1, -1)[row, node].tolist() if child >= 0]
-
-
-def _tokens_to(trees: TreeBatch, row: int, node: int) -> Path:
-    tokens: list[int] = []
-    while node:
-        tokens.insert(0, int(trees.tokens[row, node]))
-        node = int(trees.parents.expand(trees.num_rows, -1)[row, node])
-    return tuple(tokens)
+    """For each row, the exact law of what one verification emits (accepted tokens and bonus)."""
+    paths = [[tokens_to(trees, row, node) for node in range(trees.num_nodes)] for row in range(trees.num_rows)]
+    return exact.emitted_law(trees, torch.stack([torch.stack([target(path) for path in row]) for row in paths]))
 
 
 def first_tokens(law: dict[Path, float], target: TargetLaw, vocab: int, count: int = 2) -> Tensor:
@@ -288,28 +214,3 @@ def target_law(vocab: int, seed: int, spread: float = 1.0) -> TargetLaw:
         return known[path]
 
     return law
-
-
-def orders(law: Tensor, count: int) -> Iterable[tuple[Path, float]]:
-    """Every ordered draw of `count` tokens without replacement from `law` [V], with its probability.
-
-    Tokens of weight zero come last in index order, when nothing else is left (the rule of the real draw leaves their
-    order open; any order is lossless).
-    """
-    weights = law.double().tolist()
-    for tokens in itertools.permutations(range(len(weights)), count):
-        mass, left, valid = 1.0, sum(weights), True
-        zeros = [token for token in tokens if weights[token] == 0]
-        for token in tokens:
-            if weights[token] > 0:
-                mass *= weights[token] / left
-                left -= weights[token]
-            elif left > 1e-9 or zeros != sorted(zeros) or zeros != _first_zeros(weights, len(zeros)):
-                valid = False
-                break
-        if valid:
-            yield tokens, mass
-
-
-def _first_zeros(weights: list[float], count: int) -> list[int]:
-    return [token for token, weight in enumerate(weights) if weight == 0][:count]

@@ -217,3 +217,26 @@ def test_explain_names_a_kernel_and_a_reason() -> None:
         assert name == expected
         assert reason
     assert explain((1, 8, 2, 32), (1, 2, 300, 32), dtype=torch.bfloat16).startswith("sdpa: ")
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_mask_that_is_kept_is_the_one_that_was_asked_for(inference: bool) -> None:
+    """One forward's layers share a mask; another prefix, another bias and a bias that was written to get their own."""
+    with torch.inference_mode(inference):
+        query, key, value = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)
+        bias = torch.zeros(1, 1, 3, 5)
+
+        def check(columns: int) -> None:
+            given = dict(prefix=columns - 5, bias=bias, scale=0.3)
+            ours = tree_attention(query, key[:, :, :columns], value[:, :, :columns], kernel="sdpa", **given)
+            wanted = tree_attention_reference(query, key[:, :, :columns], value[:, :, :columns], **given)
+            torch.testing.assert_close(ours, wanted)
+
+        check(20)
+        check(20)
+        check(17)
+        if not inference:
+            bias[..., 2] = float("-inf")
+            check(17)
+        bias = torch.full_like(bias, float("-inf"))
+        check(17)

@@ -25,7 +25,7 @@ from specplug_kernels import tree_attention
 NAME = "specplug"
 
 # What an attention call may carry that our kernel does not compute: the model's own implementation serves then.
-_UNSERVED = ("softcap", "s_aux", "position_bias", "sinks", "cache")
+_UNSERVED = frozenset({"softcap", "s_aux", "position_bias", "sinks", "cache"})
 
 
 class _Current(threading.local):
@@ -132,13 +132,18 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: query [B, Hq, n, D], key and value [B, Hkv, T, D] -> ([B, n, Hq, Dv], weights)."""
     step = _current.step
-    if step is None or _current.own or (kwargs and any(kwargs.get(name) is not None for name in _UNSERVED)):
+    if step is None or _current.own or _asks_for_more(kwargs):
         return _own_attention(module, query, key, value, attention_mask, scaling, dropout, step, **kwargs)
     total = key.shape[2]
     prefix = total if attention_mask is None else total - attention_mask.shape[-1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = tree_attention(query, key, value, prefix=prefix, bias=attention_mask, scale=scale, kernel=_current.kernel)
     return out, None
+
+
+def _asks_for_more(kwargs: dict[str, Any]) -> bool:
+    """Whether the call carries what our kernel does not compute; asked in every layer, and nearly always not."""
+    return not _UNSERVED.isdisjoint(kwargs) and any(kwargs.get(name) is not None for name in _UNSERVED)
 
 
 def _own_attention(

@@ -13,7 +13,7 @@ from specplug.trees import KAry
 from specplug_conformance.check import EVERY, Trial, check
 from specplug_conformance.chisquare import p_value
 from specplug_conformance.compare import faulty
-from specplug_conformance.exact import emitted_law, joint_law, orders
+from specplug_conformance.exact import emitted_law, joint_law, orders, tokens_to
 from specplug_conformance.request import Request
 from specplug_conformance.subject import Feature, State, World
 
@@ -54,7 +54,7 @@ def _check_nodes(world: World, request: Request, finished: Round, texts: dict[Ha
     for place, row in enumerate(finished.batch.rows):
         for node in range(trees.num_nodes):
             if trees.valid is None or bool(trees.valid[place, node]):
-                tokens = [*texts[row], *_below_root(trees, place, node)]
+                tokens = [*texts[row], *tokens_to(trees, place, node)]
                 wanted = _law(world, tokens, request, row)
                 error = float((probs[place, node].double().cpu() - wanted).abs().max())
                 if error > LAW_TOLERANCE:
@@ -67,14 +67,6 @@ def _check_nodes(world: World, request: Request, finished: Round, texts: dict[Ha
 def _law(world: World, tokens: list[int], request: Request, row: Hashable) -> Tensor:
     assert isinstance(row, int)
     return world.scores(tokens, request, len(request.prompts[row])).double().softmax(-1)
-
-
-def _below_root(trees: TreeBatch, place: int, node: int) -> list[int]:
-    parents, tokens = trees.parents.expand(trees.num_rows, -1)[place], []
-    while node:
-        tokens.insert(0, int(trees.tokens[place, node]))
-        node = int(parents[node])
-    return tokens
 
 
 def _check_emitted(trial: Trial, world: World, request: Request, finished: Round, place: int) -> None:

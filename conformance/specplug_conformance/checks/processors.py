@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specplug_conformance.check import EVERY, Trial, check
-from specplug_conformance.request import Request
+from specplug_conformance.request import Request, Rule
 from specplug_conformance.scene import run_and_compare
 from specplug_conformance.search import Scene, scenes, search
 from specplug_conformance.subject import Feature
 
 
-def prefix_rule(vocab: int) -> object:
+def prefix_rule(vocab: int) -> Rule:
     """Scores that depend on the last two tokens and on the length: wrong for any other prefix."""
 
     def no_sums(tokens: Sequence[int]) -> Tensor:
