@@ -13,11 +13,11 @@ from specplug_kernels.tree_attention_torch import is_joinable, packed
 
 Backend = Callable[[Tensor, Tensor, Tensor, int, "Tensor | None", float], Tensor]
 
-PACKED_ROWS = 8
+PACKED_ROWS = 64
 PACKED_HEAD_DIM = 64
-"""Up to these, two matmuls beat the fused kernel on an idle CPU (by 10 to 30 %); beyond, they tie or lose. The matmuls
-are three parallel regions and the fused kernel is one: with other work on every core each region can wait for a time
-slice, and then ``kernel="sdpa"`` is the one to take."""
+PACKED_COLUMNS = 8192
+"""Two matmuls beat the fused kernel from so many columns (of all rows of the batch) on and up to so many packed rows: by 10 to
+70 % at 4 rows of 8192 columns. Below, one call costs less than three parallel regions (34 against 47 us at 300 columns)."""
 
 
 def tree_attention(
@@ -94,6 +94,8 @@ def _choose(query: Tensor, key: Tensor, value: Tensor) -> tuple[Backend, str]:
     rows = groups * query.shape[2]
     if groups == 1:
         return sdpa, "one query head a KV head: nothing to pack"
+    if key.shape[0] * key.shape[2] < PACKED_COLUMNS:
+        return sdpa, f"{key.shape[0] * key.shape[2]} columns in all, fewer than {PACKED_COLUMNS}: one call costs least"
     if rows > PACKED_ROWS:
         return sdpa, f"{rows} packed rows, more than {PACKED_ROWS}: the scores are too large to be written out"
     if query.shape[3] > PACKED_HEAD_DIM:

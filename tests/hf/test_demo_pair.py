@@ -99,6 +99,17 @@ def test_the_target_writes_python(pair: Pair) -> None:
     assert tokenizer.decode(extend(target, ids["input_ids"], 1)[0, -1]).strip() == "x"
 
 
+def test_the_draft_costs_a_tenth(pair: Pair) -> None:
+    target, draft = (sum(p.numel() for p in model.parameters()) for model in pair[:2])
+    assert draft <= target / 10
+    assert 5e6 <= target <= 10e6
+
+
+def test_the_target_knows_python_it_has_not_seen(pair: Pair) -> None:
+    held_out = torch.cat([prompt(1024, i)[0] for i in range(0, count(), 2)])
+    assert held_out_loss(pair[0], held_out) < LOSS_CEILING
+
+
 def test_greedy_agreement(pair: Pair) -> None:
     target, draft, _ = pair
     prompts = torch.cat([prompt(256, i) for i in range(0, count(), 2)])

@@ -39,11 +39,11 @@ REFINING_PHASES = (
 )
 REFINING_RATE, REFINING_DECAY_FROM = 0.3, 0.2
 OWN_TEXT_RATE = 0.5
-REMEMBERED_ROWS = 1500
+REMEMBERED_ROWS = 4000  # 8 GB
 DRAFT_PHASES = (Phase(until=0.6, length=512, layers=2), Phase(until=1.00, length=8704, layers=2))
 OWN_TEXT_PHASES = (Phase(until=1.00, length=320, layers=2),)
-TARGET_SHARE = 0.7  # of the budget; the draft has the rest
-CORPUS_SHARE, WRITING_SHARE = 0.25, 0.35  # of the draft's: the corpus, the target's writing; the rest learns from that
+TARGET_SHARE = 0.56  # of the budget; the draft has the rest
+CORPUS_SHARE, WRITING_SHARE = 0.14, 0.19  # of the draft's: the corpus, the target's writing; the rest learns from that
 
 
 @dataclass(frozen=True, slots=True)
