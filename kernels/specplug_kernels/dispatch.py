@@ -90,19 +90,20 @@ def _choose(query: Tensor, key: Tensor, value: Tensor) -> tuple[Backend, str]:
     """The rules of ``"auto"``; thresholds measured with ``python -m specplug_kernels.bench --all``."""
     if query.device.type != "cpu" or query.dtype not in _FULL_PRECISION:
         return sdpa, "only the fused kernel keeps half-precision scores in fp32, and it is the one for other devices"
-    groups = query.shape[1] // key.shape[1]
+    groups, columns = query.shape[1] // key.shape[1], key.shape[0] * key.shape[2]
     rows = groups * query.shape[2]
     if groups == 1:
         return sdpa, "one query head a KV head: nothing to pack"
-    if key.shape[0] * key.shape[2] < PACKED_COLUMNS:
-        return sdpa, f"{key.shape[0] * key.shape[2]} columns in all, fewer than {PACKED_COLUMNS}: one call costs least"
-    if rows > PACKED_ROWS:
-        return sdpa, f"{rows} packed rows, more than {PACKED_ROWS}: the scores are too large to be written out"
-    if query.shape[3] > PACKED_HEAD_DIM:
-        return sdpa, f"head dimension {query.shape[3]}, more than {PACKED_HEAD_DIM}: no faster with two matmuls"
+    if columns < PACKED_COLUMNS:
+        return sdpa, f"{columns} columns in all, fewer than {PACKED_COLUMNS}: one call costs least"
+    if rows > PACKED_ROWS or query.shape[3] > PACKED_HEAD_DIM:
+        return (
+            sdpa,
+            f"{rows} packed rows of {query.shape[3]}, more than {PACKED_ROWS} or {PACKED_HEAD_DIM}: no faster with two matmuls",
+        )
     if not (is_joinable(key) and is_joinable(value)):
         return sdpa, "the strides of batch and heads do not join"
-    return packed, f"{rows} packed rows, at most {PACKED_ROWS}: two matmuls over strided views"
+    return packed, f"{rows} packed rows over {columns} columns: two matmuls over strided views"
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:

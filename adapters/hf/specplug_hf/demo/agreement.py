@@ -80,8 +80,9 @@ def main(argv: list[str] | None = None) -> None:
             f"{name}: {size / 1e6:.3f} M parameters, {held_out_loss(model, stream):.3f} nats a token at context 1024,"
         )
         print(f"    {1e3 * step_seconds(model, prompts[:1]):.2f} ms a decode step, {torch.get_num_threads()} threads")
-    greedy = agreement(target, draft, prompts)
-    print(f"greedy agreement on the target's own continuations: {greedy:.3f} ({count()} prompts of 256, 96 new)")
+    for new in (96, 256):
+        greedy = agreement(target, draft, prompts, new)
+        print(f"greedy agreement on the target's own continuations: {greedy:.3f} ({count()} prompts of 256, {new} new)")
     if args.long:
         spans = [(768, 1024), (3840, 4096), (8064, 8832)]
         long = torch.cat([prompt(8832, i) for i in range(args.long)])

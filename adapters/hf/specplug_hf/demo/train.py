@@ -39,11 +39,27 @@ REFINING_PHASES = (
 )
 REFINING_RATE, REFINING_DECAY_FROM = 0.3, 0.2
 OWN_TEXT_RATE = 0.5
-REMEMBERED_ROWS = 4000  # 8 GB
 DRAFT_PHASES = (Phase(until=0.6, length=512, layers=2), Phase(until=1.00, length=8704, layers=2))
-OWN_TEXT_PHASES = (Phase(until=1.00, length=320, layers=2),)
 TARGET_SHARE = 0.56  # of the budget; the draft has the rest
-CORPUS_SHARE, WRITING_SHARE = 0.14, 0.19  # of the draft's: the corpus, the target's writing; the rest learns from that
+CORPUS_SHARE = 0.12  # of the draft's; the rest writes and learns the target's own texts
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTexts:
+    """Texts of the target's that the draft learns from: their size, and the shares of the draft's time."""
+
+    name: str
+    texts: Continuations
+    writing: float
+    learning: float
+    remembered: int  # rows whose answers are kept: 6 kB a token
+
+
+# Many short texts, then longer ones: a draft that has seen only short ones loses the far end of its attention.
+OWN_TEXTS = (
+    OwnTexts("own", Continuations(rows=48, prompt=160, new=160), writing=0.15, learning=0.38, remembered=4000),
+    OwnTexts("own-long", Continuations(rows=16, prompt=1024, new=256), writing=0.15, learning=0.20, remembered=700),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +82,8 @@ class Job:
         recipe = replace(recipe, matrix_rate=recipe.matrix_rate * rate, vector_rate=recipe.vector_rate * rate)
         return replace(recipe, batch_tokens=16384, micro_tokens=32768) if self.device.type == "cuda" else recipe
 
-    def writing(self, share: float) -> Continuations:
-        """How much the target writes for `share` of the budget."""
-        plan = Continuations()
+    def writing(self, plan: Continuations, share: float) -> Continuations:
+        """`plan` for `share` of the budget."""
         if self.tokens:
             return replace(plan, batches=-(-int(self.tokens * share) // (plan.rows * plan.new)))
         return replace(plan, minutes=self.minutes * share)
@@ -92,13 +107,16 @@ def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
     recipe = job.recipe(DRAFT_PHASES, share * CORPUS_SHARE, REFINING_RATE if job.start else 1.0)
     start = narrow(load(job.start / "draft"), DRAFT) if job.start else None
     first = Trainer(DRAFT, recipe, job.data, job.out / "draft-state", job.device, loss, start)
-    draft = first.run()
-    own = write_continuations(target, job.data, job.writing(share * WRITING_SHARE), job.out / "own", job.seed)
-    recipe = job.recipe(OWN_TEXT_PHASES, share * (1 - CORPUS_SHARE - WRITING_SHARE), OWN_TEXT_RATE)
-    loss = distillation_loss(target, remembered_rows=REMEMBERED_ROWS)
-    second = Trainer(DRAFT, recipe, own, job.out / "draft-own-state", job.device, loss, start=draft)
-    draft = second.run()
-    _report(job, "draft", draft, [first, second])
+    draft, runs = first.run(), [first]
+    for own in OWN_TEXTS:
+        plan = job.writing(own.texts, share * own.writing)
+        rows = write_continuations(target, job.data, plan, job.out / own.name, job.seed)
+        phase = Phase(until=1.0, length=rows.shape[1], layers=DRAFT.layers)
+        recipe = job.recipe((phase,), share * own.learning, OWN_TEXT_RATE)
+        loss = distillation_loss(target, remembered_rows=own.remembered)
+        runs.append(Trainer(DRAFT, recipe, rows, job.out / f"draft-{own.name}-state", job.device, loss, start=draft))
+        draft = runs[-1].run()
+    _report(job, "draft", draft, runs)
     prompts = torch.stack(list(job.held[: len(job.held) // 256 * 256].view(-1, 256)[:48]))
     print(f"greedy agreement on the target's own continuations: {agreement(target, draft, prompts):.3f}", flush=True)
     return draft
