@@ -72,6 +72,10 @@ class DraftRunner(Protocol):
 
     vocab_size: int
 
+    def unread(self, batch: Batch) -> int:
+        """Committed tokens, over all rows, that `begin` would have to read first; known without asking the device."""
+        ...
+
     def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
         """Read what was committed since the last round, the root included; logits at the root, [B, 1, V]."""
         ...

@@ -29,6 +29,7 @@ class Auto(Controller):
     weight: float = 0.1  # of the newest round in the average yield
     margin: float = 1.03  # an arm must be better by so much to take over
     patience: int = 100  # rounds after which a measurement counts half
+    stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
 
     needs_baseline = True
 
@@ -37,6 +38,7 @@ class Auto(Controller):
         self._memory = memory
         self._ledger = memory.ledger(host.key)
         self._current: str | None = None
+        self._unread: dict[str, int] = {}  # by arm, as of the last plan: tokens its draft would have to read
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
 
     def plan(self, batch: Batch) -> Plan:
@@ -45,7 +47,7 @@ class Auto(Controller):
         plain = situation.records.get(baseline.label, _NEW)
         if len(plain.recent) < (1 if situation.inherited else 2):
             return planned(baseline, batch)  # loses nothing, and is what everything else is measured against
-        usable = [arm for arm in self.arms if batch.context >= arm.min_context]
+        usable = [arm for arm in self.arms if batch.context >= arm.min_context and self._can_pay(arm, batch, plain)]
         best = self._best(situation, usable)
         trial = self._trial(situation, usable, best, batch)
         if trial is not None and trial.drafter.drafts_with_model and trial.label not in self._warm:
@@ -61,6 +63,7 @@ class Auto(Controller):
         seconds, tokens = finished.seconds.total, sum(finished.commit.counts) / batch.num_rows
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
         self._settle(situation, arm, seconds, tokens, caught_up)
+        self._learn_reading(arm, finished.seconds.draft)
         self._warm.add(arm.label)
         if caught_up and finished.plan.shape is arm.shape:  # else it is not what a round of this arm costs
             record.update(seconds, tokens, batch.num_rows, self.weight)
@@ -68,6 +71,24 @@ class Auto(Controller):
     def _situation(self, batch: Batch) -> Situation:
         host = (self._key, batch.sampling)
         return self._memory.situation(host, batch.num_rows.bit_length(), batch.context.bit_length())
+
+    def _can_pay(self, arm: Arm, batch: Batch, plain: Record) -> bool:
+        """Whether what `arm`'s draft has not read yet (a prompt, at first) can pay within the tokens that are left."""
+        unread = arm.drafter.unread(batch)
+        if unread <= LITTLE * batch.num_rows:
+            return True
+        guess = plain.seconds / batch.num_rows / READING
+        seconds = unread * self._ledger.reading.get(type(arm.drafter).__name__, guess)
+        if seconds > self.stake * batch.room * plain.seconds:
+            return False
+        self._unread[arm.label] = unread
+        return True
+
+    def _learn_reading(self, arm: Arm, seconds: float) -> None:
+        unread = self._unread.get(arm.label, 0)
+        self._unread.clear()
+        if unread:
+            self._ledger.reading[type(arm.drafter).__name__] = seconds / unread
 
     def _settle(self, situation: Situation, arm: Arm, seconds: float, tokens: float, caught_up: bool) -> None:
         """Book a round: the allowance it earned, and what it gained or lost against plain decoding."""
@@ -127,4 +148,6 @@ class Auto(Controller):
         return (record.tokens + max(0.0, most - record.tokens) * doubt) / seconds
 
 
+LITTLE = 64  # tokens a row that a draft may have missed without anybody counting
+READING = 50  # a draft reads a token in so small a part of a decode step's share of a row, before it was measured
 _NEW = Record()

@@ -50,9 +50,13 @@ class Situation:
 
 @dataclass(slots=True)
 class Ledger:
-    """Seconds that may still be spent on trying arms; None before plain decoding was measured."""
+    """`spare`: seconds that may still be spent on trying arms; None before plain decoding was measured.
+
+    `reading`: seconds a token that a drafter's model takes to read what it has missed.
+    """
 
     spare: float | None = None
+    reading: dict[str, float] = field(default_factory=dict)
 
 
 class Memory:

@@ -48,6 +48,10 @@ class Drafter:
         """Propose a tree a row. Child counts are fixed before anything is drawn; nothing drawn may be discarded."""
         raise NotImplementedError
 
+    def unread(self, batch: Batch) -> int:
+        """Committed tokens, over all rows, that it would have to read before it could draft: a prompt, or what it missed."""
+        return 0
+
     def observe(self, finished: Round) -> None:
         """Learn what became of a round; may come a round late."""
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from specplug.drafters.base import Drafter, DraftRequest
 from specplug.drafters.expand import expand
 from specplug.errors import OptionError
-from specplug.host import DraftRunner, Need
+from specplug.host import Batch, DraftRunner, Need
 from specplug.kv_policies import Full, KVPolicy, check_policy
 from specplug.tree import TreeBatch
 
@@ -30,6 +30,9 @@ class ModelDraft(Drafter):
         if self.model is None:
             raise OptionError("drafter 'model' needs a draft: pass draft_model=... (a loaded model or a path).")
         self._runner: DraftRunner = self.host.runner(self.model, self.kv_policy)
+
+    def unread(self, batch: Batch) -> int:
+        return self._runner.unread(batch)
 
     def draft(self, request: DraftRequest) -> TreeBatch:
         return expand(self.host, self._runner, request)

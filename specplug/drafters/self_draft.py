@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from specplug.drafters.base import Drafter, DraftRequest
 from specplug.drafters.expand import expand
-from specplug.host import DraftRunner, Need
+from specplug.host import Batch, DraftRunner, Need
 from specplug.kv_policies import KVPolicy, Streaming, check_policy
 from specplug.tree import TreeBatch
 
@@ -30,6 +30,9 @@ class SelfDraft(Drafter):
 
     def setup(self) -> None:
         self._runner: DraftRunner = self.host.runner(None, self.kv_policy)
+
+    def unread(self, batch: Batch) -> int:
+        return self._runner.unread(batch)
 
     def draft(self, request: DraftRequest) -> TreeBatch:
         return expand(self.host, self._runner, request)

@@ -1,7 +1,7 @@
 """Controllers. `auto` in simulated generations: rounds with made-up times and yields, handed to the real controller."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +16,16 @@ from specplug.trees import Chain, Sequoia
 
 
 @dataclass
+class Draft(ModelDraft):
+    """A draft that says how much it has not read."""
+
+    missing: int = 0
+
+    def unread(self, batch):
+        return self.missing
+
+
+@dataclass
 class World:
     """How long a round takes and what it yields, in units of a plain round. `arms`: label -> (seconds, acceptance)."""
 
@@ -23,12 +33,14 @@ class World:
     noise: float = 0.1
     hiccup: float = 0.01  # share of rounds that take four times as long
     prefill: float = 1.0  # what a draft's first use in a generation costs
+    unread: int = 0  # tokens that it reads then
 
     def arms_for(self):
+        draft = Draft("m", missing=self.unread)
         made = [
-            Arm("tree", ModelDraft("m"), Sequoia(8, 4).build()),
-            Arm("chain", ModelDraft("m"), Chain(3).build()),
-            Arm("big", ModelDraft("m"), Sequoia(16, 6).build()),
+            Arm("tree", draft, Sequoia(8, 4).build()),
+            Arm("chain", draft, Chain(3).build()),
+            Arm("big", draft, Sequoia(16, 6).build()),
             Arm("lookup", PromptLookup(), Chain(10).build()),
             Arm("short", PromptLookup(), Chain(4).build()),
         ]
@@ -64,8 +76,9 @@ def simulate(world, tokens, seed=0, memory=None, rows=1, prompt=50, controller=N
         if plan.arm.drafter.drafts_with_model and "model" not in warm:
             seconds, seen = seconds + world.prefill, seen + world.prefill
             warm.add("model")
+            plan.arm.drafter.missing = 0
         new = [min(count, plan.shape.depth + 1, max(room, 1)) for _, _, count in results]
-        finished = SimpleNamespace(batch=batch, plan=plan, commit=Commit(new), seconds=Seconds(0.0, seen, 0.0, 0.0))
+        finished = SimpleNamespace(batch=batch, plan=plan, commit=Commit(new), seconds=Seconds(seen, 0.0, 0.0, 0.0))
         auto.observe(finished)
         done += sum(new) / rows
         elapsed += seconds  # without the noise that the controller sees: its luck is no merit
@@ -158,13 +171,35 @@ def test_auto_gives_up_what_stops_being_good(rows):
 
 
 def test_auto_measures_plain_decoding_first_and_leaves_short_contexts_alone():
-    arms = [Arm("self", ModelDraft("m"), Chain(3).build(), min_context=1000), Arm("none", NoDraft(), Chain(0).build())]
+    arms = [Arm("self", Draft("m"), Chain(3).build(), min_context=1000), Arm("none", NoDraft(), Chain(0).build())]
     auto = Auto().open(arms, SimpleNamespace(key="host"), Memory())
     for _ in range(50):
         batch = SimpleNamespace(num_rows=1, context=500, room=100, sampling=False)
         plan = auto.plan(batch)
         assert plan.arm.label == "none"
         auto.observe(SimpleNamespace(batch=batch, plan=plan, commit=Commit([1]), seconds=Seconds(0, 1, 0, 0)))
+
+
+def test_a_prompt_too_long_for_what_is_left_is_not_read_for_a_trial():
+    """32 k tokens cost a draft as much as 150 rounds: too much for 96 more tokens, little for 3000."""
+    world = replace(GOOD_MODEL, prefill=150.0, unread=32768)
+    memory = Memory()
+    for seed in range(5):
+        speed, spent = simulate(world, 96, seed=seed, rows=4, prompt=8192, memory=memory)
+        assert speed > 0.95
+        assert not spent["tree"] + spent["chain"] + spent["big"]
+    long, spent = simulate(world, 3000, rows=4, prompt=8192)
+    assert spent["tree"] + spent["chain"] + spent["big"] > 500
+    assert long > 1.25
+
+
+def test_what_reading_cost_is_remembered():
+    """Reading turned out ten times as dear as guessed: the next generation that could have tried does not."""
+    world, memory = replace(GOOD_MODEL, prefill=1500.0, unread=32768), Memory()
+    simulate(world, 1000, rows=4, prompt=8192, memory=memory)
+    for seed in range(5):
+        _, spent = simulate(world, 1000, seed=seed, rows=4, prompt=8192, memory=memory)
+        assert not spent["tree"] + spent["chain"] + spent["big"]
 
 
 def test_auto_does_not_try_what_would_be_cut():

@@ -44,6 +44,9 @@ class TableRunner:
     vocab_size: int = 0
     calls: int = 0
 
+    def unread(self, batch: Batch) -> int:
+        return 0
+
     def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
         self.calls += 1
         self._shape = shape

@@ -114,6 +114,10 @@ class SelfRunner(_Runner):
         self.vocab_size = host.vocab_size
         self._copied: list[int] = []  # positions [0, copied) of each row are in the ring, as far as it holds them
 
+    def unread(self, batch: Batch) -> int:
+        """Nothing: what the target has read is there."""
+        return 0
+
     def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
         """Take over what was committed, then read the root; see DraftRunner."""
         self._shape = shape
@@ -171,6 +175,11 @@ class ModelRunner(_Runner):
         self.device = device_of(forward.model)
         self.vocab_size = host.vocab_size
         self._levels_read = 0
+
+    def unread(self, batch: Batch) -> int:
+        """What was committed since it last read: the whole texts at first."""
+        starts, ends = self.host.history_bounds()
+        return sum(ends) - sum(starts) - sum(self.lengths)
 
     def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
         """Read what was committed since, the root included; see DraftRunner."""

@@ -25,6 +25,9 @@ class ToyRunner:
         self.vocab_size = host.vocab_size
         self.reads: dict[int, int] = {}  # committed positions that each row's draft sees
 
+    def unread(self, batch: Batch) -> int:
+        return 0  # it reads everything again, every time
+
     def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
         host, rows = self.host, torch.tensor(self.host.rows)
         self._shape, self._lengths = shape, batch.lengths
