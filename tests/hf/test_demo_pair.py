@@ -23,8 +23,8 @@ from specplug_hf.demo.shapes import Shape
 from specplug_hf.demo.trainer import Phase, Recipe, Trainer
 
 TINY = Shape(layers=2, hidden=16, inner=24, heads=2, kv_heads=1)
-AGREEMENT_FLOOR = 0.70  # measured in this setting: @
-LOSS_CEILING = 3.1  # nats a token; measured in this setting: @
+AGREEMENT_FLOOR = 0.66  # measured in this setting: 0.729
+LOSS_CEILING = 3.1  # nats a token; measured in this setting: 2.887
 Pair = tuple[LlamaForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast]
 
 
