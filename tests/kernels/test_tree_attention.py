@@ -211,12 +211,18 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 
 
 def test_explain_names_a_kernel_and_a_reason() -> None:
-    shapes = {(1, 8, 2, 32): "packed", (2, 8, 3, 32): "sdpa", (1, 8, 1, 128): "sdpa", (1, 2, 4, 32): "sdpa"}
-    for shape, expected in shapes.items():
-        name, reason = explain(shape, (shape[0], 2, 300, shape[3])).split(": ", 1)
-        assert name == expected
-        assert reason
-    assert explain((1, 8, 2, 32), (1, 2, 300, 32), dtype=torch.bfloat16).startswith("sdpa: ")
+    long, short = 8192, 300
+    for shape, columns, expected, because in (
+        ((1, 8, 2, 32), long, "packed", "8 packed rows over 8192 columns"),
+        ((4, 8, 16, 32), long // 4, "packed", "64 packed rows over 8192 columns"),
+        ((4, 8, 2, 32), short, "sdpa", "1200 columns in all"),
+        ((1, 8, 17, 32), long, "sdpa", "68 packed rows"),
+        ((1, 8, 1, 128), long, "sdpa", "rows of 128"),
+        ((1, 2, 4, 32), long, "sdpa", "nothing to pack"),
+    ):
+        name, reason = explain(shape, (shape[0], 2, columns, shape[3])).split(": ", 1)
+        assert (name, because in reason) == (expected, True), reason
+    assert explain((1, 8, 2, 32), (1, 2, long, 32), dtype=torch.bfloat16).startswith("sdpa: ")
 
 
 @pytest.mark.parametrize("inference", [False, True])
