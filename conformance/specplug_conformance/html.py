@@ -6,7 +6,7 @@ from html import escape
 
 from specplug_conformance.check import all_checks
 from specplug_conformance.engine import FALSE_ALARM, Result, Status
-from specplug_conformance.report import MARKS, Report, failure_text
+from specplug_conformance.report import Report, failure_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #1c2024; }
@@ -17,6 +17,7 @@ thead th.name { writing-mode: horizontal-tb; } td { text-align: center; }
 .expected { background: #fdf1cf; } pre { background: #f3f5f7; padding: .8rem; overflow-x: auto; }
 .verdict { font-size: 1.2rem; font-weight: 700; } .scroll { overflow-x: auto; }
 """
+MARKS = {Status.PASSED: "ok", Status.FAILED: "FAIL", Status.SKIPPED: "-", Status.EXPECTED: "xfail"}
 CLASSES = {Status.PASSED: "passed", Status.FAILED: "failed", Status.SKIPPED: "skipped", Status.EXPECTED: "expected"}
 
 

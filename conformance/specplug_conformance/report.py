@@ -18,8 +18,6 @@ import specplug
 from specplug_conformance.check import all_checks
 from specplug_conformance.engine import FALSE_ALARM, Result, Status, Suite
 
-MARKS = {Status.PASSED: "ok", Status.FAILED: "FAIL", Status.SKIPPED: "-", Status.EXPECTED: "xfail"}
-
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specplug import Arm, Batch, Controller, Plan, Speculator
+from specplug.controllers.base import planned
 from specplug_conformance.check import Trial
 from specplug_conformance.compare import same_tokens
 from specplug_conformance.oracle import Oracle
@@ -19,8 +20,7 @@ class Sometimes(Controller):
     arms: tuple[Arm, ...]
 
     def plan(self, batch: Batch) -> Plan:
-        arm = self.arms[0] if batch.context % 3 == 0 else self.arms[-1]
-        return Plan(arm, arm.shape if batch.sampling else arm.shape.cut(batch.room - 1))
+        return planned(self.arms[0] if batch.context % 3 == 0 else self.arms[-1], batch)
 
 
 def speculator(trial: Trial, world: World, scene: Scene, **more: Any) -> Speculator:

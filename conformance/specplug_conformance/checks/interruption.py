@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specplug import Drafter, DraftRequest, Round, Speculator, TreeBatch
+from specplug import Batch, Drafter, DraftRequest, Round, Speculator, TreeBatch
 from specplug_conformance.check import EVERY, Trial, check
 from specplug_conformance.compare import faulty, same_tokens
 from specplug_conformance.request import Request
@@ -28,6 +28,9 @@ class Troubled(Drafter):
 
     def setup(self) -> None:
         self.inner, self.rounds = self.inner.open(self.host), 0
+
+    def unread(self, batch: Batch) -> int:
+        return self.inner.unread(batch)
 
     def draft(self, request: DraftRequest) -> TreeBatch:
         trees = self.inner.draft(request)

@@ -20,7 +20,7 @@ LENGTHS = (1, 2, 3, 5, 8, 17, 100, 1000, 4096)
 
 @check(
     "budget",
-    "a KV policy selects committed positions only, each once, and no more than its budget",
+    "a KV policy selects each position once, and of the committed ones no more than its budget",
     frozenset({"kv_policy", "drafter"}),
 )
 def budget(trial: Trial) -> None:
