@@ -18,7 +18,7 @@ from specplug_hf.demo.distil import Continuations, extend
 from specplug_hf.demo.muon import orthogonalise
 from specplug_hf.demo.pair import DRAFT_FOLDER, FOLDER, TARGET_FOLDER
 from specplug_hf.demo.prompts import count, sources
-from specplug_hf.demo.resize import deepen, narrow
+from specplug_hf.demo.resize import deepen, mean, narrow
 from specplug_hf.demo.shapes import Shape
 from specplug_hf.demo.trainer import Phase, Recipe, Trainer
 
@@ -194,6 +194,17 @@ def test_the_recipe_runs_end_to_end(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype="auto").state_dict()
     assert all(torch.equal(before[name], again[name]) for name in before)
     assert json.loads((tmp_path / "draft" / "config.json").read_text())["max_position_embeddings"] == 16384
+
+
+def test_a_mean_of_two_models_is_half_way_and_leaves_them_alone() -> None:
+    torch.manual_seed(0)
+    first, second = (LlamaForCausalLM(TINY.config(2, 3072)) for _ in range(2))
+    weights = [{name: p.clone() for name, p in model.state_dict().items()} for model in (first, second)]
+    between = mean(first, second).state_dict()
+    for name, p in between.items():
+        assert torch.allclose(p, (weights[0][name] + weights[1][name]) / 2)
+    assert all(torch.equal(p, weights[0][name]) for name, p in first.state_dict().items())
+    assert not torch.equal(between["lm_head.weight"], weights[0]["lm_head.weight"])
 
 
 def test_the_corpus_is_split_by_hash() -> None:

@@ -1,4 +1,4 @@
-"""Models made from a trained one: more layers, or a narrower MLP."""
+"""Models made from trained ones: more layers, a narrower MLP, the mean of two."""
 
 from __future__ import annotations
 
@@ -46,3 +46,15 @@ def narrow(model: LlamaForCausalLM, shape: Shape) -> LlamaForCausalLM:
         weights |= {gate: weights[gate][kept], up: weights[up][kept], down: weights[down][:, kept]}
     slim.load_state_dict(weights)
     return slim
+
+
+@torch.no_grad()
+def mean(first: LlamaForCausalLM, second: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model half-way between two of one shape, of which the second was trained on from the first.
+
+    Such a mean keeps most of what each is good at (Wortsman et al., arXiv 2203.05482).
+    """
+    between = LlamaForCausalLM(first.config).to(first.device)
+    theirs = second.state_dict()
+    between.load_state_dict({name: (own + theirs[name]) / 2 for name, own in first.state_dict().items()})
+    return between

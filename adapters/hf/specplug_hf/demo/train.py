@@ -7,6 +7,7 @@ where there is one. The budget is wall-clock minutes, or `--tokens`: then two ru
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from .agreement import agreement, held_out_loss
 from .corpus import library_files, load_tokenizer, save_tokenizer, split, stream
 from .distil import Continuations, distillation_loss, write_continuations
 from .prompts import write_prompts
-from .resize import narrow
+from .resize import mean, narrow
 from .shapes import DRAFT, POSITIONS, TARGET
 from .trainer import Phase, Recipe, Trainer, keep_memory
 
@@ -55,10 +56,12 @@ class OwnTexts:
     remembered: int  # rows whose answers are kept: 6 kB a token
 
 
-# Many short texts, then longer ones: a draft that has seen only short ones loses the far end of its attention.
+# Short texts, longer ones, long ones: a draft attends no further than it has been shown. Long texts make it forget how the
+# short ones go on, so the draft is the mean of what it was before and after them.
 OWN_TEXTS = (
-    OwnTexts("own", Continuations(rows=48, prompt=160, new=160), writing=0.15, learning=0.38, remembered=4000),
-    OwnTexts("own-long", Continuations(rows=16, prompt=1024, new=256), writing=0.15, learning=0.20, remembered=700),
+    OwnTexts("own", Continuations(rows=48, prompt=160, new=160), writing=0.10, learning=0.28, remembered=4000),
+    OwnTexts("own-mid", Continuations(rows=32, prompt=256, new=512), writing=0.13, learning=0.20, remembered=1600),
+    OwnTexts("own-long", Continuations(rows=8, prompt=1792, new=256), writing=0.05, learning=0.12, remembered=300),
 )
 
 
@@ -109,6 +112,7 @@ def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
     first = Trainer(DRAFT, recipe, job.data, job.out / "draft-state", job.device, loss, start)
     draft, runs = first.run(), [first]
     for own in OWN_TEXTS:
+        before = copy.deepcopy(draft)  # training is in place
         plan = job.writing(own.texts, share * own.writing)
         rows = write_continuations(target, job.data, plan, job.out / own.name, job.seed)
         phase = Phase(until=1.0, length=rows.shape[1], layers=DRAFT.layers)
@@ -116,6 +120,7 @@ def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
         loss = distillation_loss(target, remembered_rows=own.remembered)
         runs.append(Trainer(DRAFT, recipe, rows, job.out / f"draft-{own.name}-state", job.device, loss, start=draft))
         draft = runs[-1].run()
+    draft = mean(before, draft)
     _report(job, "draft", draft, runs)
     prompts = torch.stack(list(job.held[: len(job.held) // 256 * 256].view(-1, 256)[:48]))
     print(f"greedy agreement on the target's own continuations: {agreement(target, draft, prompts):.3f}", flush=True)
