@@ -139,7 +139,7 @@ def none(_: Models) -> Contender:
 
 def model(models: Models) -> Contender:
     """A draft model, with trees and chains to choose from."""
-    trees = ("chain:length=3", "chain:length=5", "chain:length=7", "sequoia:size=8,depth=4", "sequoia:size=12,depth=6")
+    trees = ("chain:length=3", "chain:length=6", "chain:length=12", "sequoia:size=8,depth=4", "sequoia:size=12,depth=6")
     options = [_fixed(tree, drafter="model", draft_model=_draft(models), tree=tree) for tree in trees]
     return Contender("model", OURS, options)
 
