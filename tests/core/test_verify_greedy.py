@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from specplug.ragged import ragged_trees
@@ -43,6 +43,14 @@ def check_row(verdict, trees, row, tokens, parents, valid, targets):
     assert set(new[taken:]) == {bonus}
 
 
+def by_prefix(tokens, parents, targets):
+    """`targets` as a model gives them: nodes with equal paths of tokens have equal ones, the first such node's."""
+    paths, known = [], {}
+    for node, parent in enumerate(parents):
+        paths.append(() if parent < 0 or node == 0 else (*paths[parent], tokens[node]))
+    return [known.setdefault(path, target) for path, target in zip(paths, targets, strict=True)]
+
+
 rows_of_trees = st.lists(
     parent_lists(8).flatmap(
         lambda parents: st.tuples(
@@ -63,7 +71,7 @@ def test_ragged_trees_with_padding_and_duplicates(rows):
     n = 8
     parents = [[*shape, *[0] * (n - len(shape))] for shape, *_ in rows]
     tokens = [tokens for _, tokens, _, _ in rows]
-    targets = [targets for _, _, targets, _ in rows]
+    targets = [by_prefix(t, p, targets) for t, p, (_, _, targets, _) in zip(tokens, parents, rows, strict=True)]
     valid = [[i == 0 or (i < len(shape) and real[i]) for i in range(n)] for shape, _, _, real in rows]
     trees = ragged_trees(torch.tensor(tokens), torch.tensor(parents), torch.tensor(valid))
     verdict = verify_greedy(trees, torch.tensor(targets))
@@ -77,11 +85,12 @@ def test_ragged_trees_with_padding_and_duplicates(rows):
     st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=8, max_size=8)] * 2), min_size=1, max_size=3),
     st.booleans(),
 )
+@example([-1, 0, 0, 2, 1], [([0] * 8, [0, 0, 0, 0, 1, 0, 0, 0])], False)  # equal siblings whose children stand crosswise
 def test_one_shape_for_all_rows(parents, rows, padded):
     shape = TreeShape.from_parents(parents)
     n = shape.num_nodes
     tokens = [tokens[:n] for tokens, _ in rows]
-    targets = [targets[:n] for _, targets in rows]
+    targets = [by_prefix(t, shape.parents, targets[:n]) for t, (_, targets) in zip(tokens, rows, strict=True)]
     valid = [[not padded or i == 0 or (tokens[i] + i) % 3 > 0 for i in range(n)] for tokens, _ in rows]
     trees = fill_shape(shape, torch.tensor(tokens), valid=torch.tensor(valid) if padded else None)
     verdict = verify_greedy(trees, torch.tensor(targets))
