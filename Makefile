@@ -5,12 +5,14 @@
 #   make lint        ruff (lint and format) and mypy
 #   make conformance the conformance suite on everything built in, thoroughly
 #   make bench       every case of the goals, measured
+#   make serve       SGLang's server on a CPU with the built-in pair and specplug; PORT, SPECPLUG_CONFIG, SERVE_ARGS
 #
 # PYTHON=... chooses the interpreter, VENV=... the environment's folder, ARGS=... goes to the command.
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+SGLANG_VENV ?= .venv-sglang
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= 2
 ARGS ?=
@@ -18,9 +20,11 @@ ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 BUILD := pyproject.toml constraints.txt
+SGLANG_PY := $(SGLANG_VENV)/bin/python
+SGLANG_PIP := $(SGLANG_PY) -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-full conformance lint format bench plugins wheel clean help
+.PHONY: demo test test-hf test-sglang test-full serve conformance lint format bench plugins wheel clean help
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -34,11 +38,21 @@ bench: $(VENV)/.specplug-hf
 plugins: $(VENV)/.specplug-hf
 	$(VENV)/bin/specplug plugins $(ARGS)
 
-test: $(VENV)/.specplug-test
+# SGLang pins its own transformers, so its tests have an environment of their own.
+test: test-hf test-sglang
+
+test-hf: $(VENV)/.specplug-test
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-full: $(VENV)/.specplug-test
+test-sglang: $(SGLANG_VENV)/.specplug
+	$(OFFLINE) OMP_NUM_THREADS=1 $(SGLANG_PY) -m pytest tests/sglang -m "not slow" $(ARGS)
+
+test-full: $(VENV)/.specplug-test $(SGLANG_VENV)/.specplug
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(SGLANG_PY) -m pytest tests/sglang $(ARGS)
+
+serve: $(SGLANG_VENV)/.specplug
+	@exec $(SGLANG_PY) tests/sglang/serve.py
 
 conformance: $(VENV)/.specplug-test
 	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/specplug conformance --effort thorough $(ARGS)
@@ -56,7 +70,7 @@ wheel: $(VENV)/.specplug-hf
 	$(PIP) wheel . --no-deps --wheel-dir dist
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SGLANG_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, in steps that are skipped once done. Some distributions ship Python without ensurepip.
@@ -85,3 +99,17 @@ $(VENV)/.specplug-test: $(VENV)/.specplug-torch $(BUILD)
 $(VENV)/.specplug-dev: $(VENV)/.specplug-torch $(BUILD)
 	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,dev]'
 	@touch $@ $(VENV)/.specplug-test $(VENV)/.specplug-hf
+
+$(SGLANG_PY):
+	@$(MAKE) --no-print-directory VENV=$(SGLANG_VENV) $(SGLANG_VENV)/.specplug-venv
+
+$(VENV)/.specplug-venv: | $(PY)
+	@touch $@
+
+# SGLang asks for the CUDA build of torch and much else that only a GPU can use: the list is complete and resolves nothing.
+$(SGLANG_VENV)/.specplug: tests/sglang/requirements.txt pyproject.toml | $(SGLANG_PY)
+	@echo "Setting up $(SGLANG_VENV): torch (CPU), SGLang and what it imports, 1.6 GB; two minutes, once."
+	$(SGLANG_PIP) install --quiet --no-deps -r tests/sglang/requirements.txt 2>/dev/null \
+		|| $(SGLANG_PIP) install --quiet --no-deps -r tests/sglang/requirements.txt --extra-index-url $(TORCH_INDEX)
+	$(SGLANG_PIP) install --quiet --no-deps -e .
+	@touch $@

@@ -10,12 +10,12 @@ from specplug.errors import SpecplugError
 from specplug.plugins import plugins
 
 # Commands that come with an extra: what to install when they are asked for and missing.
-EXTRAS = {"demo": "hf", "bench": "hf", "conformance": "conformance"}
+EXTRAS = {"demo": "hf", "bench": "hf", "bench-sglang": "sglang", "conformance": "conformance"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status. Errors of ours are one line and status 2."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = by_adapter(list(sys.argv[1:] if arguments is None else arguments))
     parser = argparse.ArgumentParser(prog="specplug", description="Speculative decoding as a plugin.")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in plugins().names("commands"):
@@ -29,6 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpecplugError as error:
         print(f"specplug: {error}", file=sys.stderr)
         return 2
+
+
+def by_adapter(given: list[str]) -> list[str]:
+    """`bench --adapter NAME ...` is the command `bench-NAME ...`: adapters measure different things. `hf` is the default."""
+    if given[:1] != ["bench"]:
+        return given
+    for place, word in enumerate(given):
+        name, width = (given[place + 1], 2) if word == "--adapter" and place + 1 < len(given) else (word[10:], 1)
+        if word == "--adapter" or word.startswith("--adapter="):
+            rest = given[1:place] + given[place + width :]
+            return ["bench" if name == "hf" else f"bench-{name}", *rest]
+    return given
 
 
 if __name__ == "__main__":

@@ -78,6 +78,16 @@ class Speculator:
         """The drafters that may be chosen, the preferred first."""
         return tuple(self._candidates)
 
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes, the root included, of any tree that may be chosen: what a server reserves for a round."""
+        return max(shape.num_nodes for drafter in self._candidates for shape in self._shapes_of(drafter))
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that a round may yield for one row, the bonus included."""
+        return 1 + max(shape.depth for drafter in self._candidates for shape in self._shapes_of(drafter))
+
     def remembering(self, memory: Memory) -> Speculator:
         """This Speculator, learning into `memory` (so that what was learnt outlives it)."""
         self._memory = memory

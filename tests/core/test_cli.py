@@ -1,7 +1,7 @@
 import pytest
 
 import specplug.cli
-from specplug.cli import main
+from specplug.cli import by_adapter, main
 from specplug.errors import OptionError
 from specplug.plugins import Plugin, plugins
 
@@ -38,3 +38,18 @@ def test_nothing_or_nonsense_is_a_usage_error(arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["bench", "--adapter", "sglang", "--json", "x"], ["bench-sglang", "--json", "x"]),
+        (["bench", "--json", "x", "--adapter=sglang"], ["bench-sglang", "--json", "x"]),
+        (["bench", "--adapter", "hf", "--batch", "2"], ["bench", "--batch", "2"]),
+        (["bench", "--batch", "2"], ["bench", "--batch", "2"]),
+        (["conformance", "--adapter", "toy"], ["conformance", "--adapter", "toy"]),
+        ([], []),
+    ],
+)
+def test_an_adapters_measurements_are_a_command_of_its_own(given, meant):
+    assert by_adapter(given) == meant

@@ -85,7 +85,9 @@ def test_ragged_trees_with_padding_and_duplicates(rows):
     st.lists(st.tuples(*[st.lists(st.integers(0, 2), min_size=8, max_size=8)] * 2), min_size=1, max_size=3),
     st.booleans(),
 )
-@example([-1, 0, 0, 2, 1], [([0] * 8, [0, 0, 0, 0, 1, 0, 0, 0])], False)  # equal siblings whose children stand crosswise
+@example(
+    [-1, 0, 0, 2, 1], [([0] * 8, [0, 0, 0, 0, 1, 0, 0, 0])], False
+)  # equal siblings whose children stand crosswise
 def test_one_shape_for_all_rows(parents, rows, padded):
     shape = TreeShape.from_parents(parents)
     n = shape.num_nodes

@@ -1,0 +1,1 @@
+"""SGLang's part of the command `specplug`."""

@@ -1,0 +1,137 @@
+"""Draft runners over SGLang's paged cache: the target itself, and a draft model that shares its slots.
+
+Draft nodes are written to the slots that the verify forward will write again: a tree's node i to the slot of position
+`length + i`. So drafting allocates nothing and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from torch import Tensor
+
+from specplug import Batch, TreeShape
+from specplug.kv_policies import KVPolicy
+from specplug.tree import shape_tensors
+from specplug_sglang.inputs import DraftInput
+from specplug_sglang.view import NodeView, committed_columns, draft_view
+
+if TYPE_CHECKING:
+    from specplug_sglang.host import SGLangHost
+
+BLOCK = 64  # most tokens that a draft model reads at once when it has fallen behind
+
+
+class SelfRunner:
+    """The target over what `policy` selects of its own cache: no second cache, nothing to read first."""
+
+    def __init__(self, host: SGLangHost, runner: Any, policy: KVPolicy) -> None:
+        self.host, self.runner, self.policy = host, runner, policy
+        self.vocab_size = host.vocab_size
+        self._shape: TreeShape
+        self._selected: tuple[Tensor, Tensor]
+
+    def unread(self, batch: Batch) -> int:
+        """Nothing: what the target has read is there."""
+        return 0
+
+    def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
+        """Select, and read the root; see DraftRunner."""
+        self._shape = shape
+        self._selected = committed_columns(self.policy, batch.lengths, batch.context)
+        return self._forward_level(batch.roots[:, None], 0)
+
+    def extend(self, tokens: Tensor, level: int) -> Tensor:
+        """Forward one level of the tree; see DraftRunner."""
+        return self._forward_level(tokens, level)
+
+    def _forward_level(self, tokens: Tensor, level: int) -> Tensor:
+        derived = shape_tensors(self._shape, tokens.device)
+        start, stop = self._shape.levels[level]
+        view = draft_view(
+            self.host.table, self.host.lengths, self._selected, start,
+            derived.ancestors[None, start:stop, :stop], derived.depths[None, :stop],
+        )  # fmt: skip
+        return forward_nodes(self.runner, self.host, tokens, view, view.slots[:, start - stop :])
+
+
+def forward_nodes(runner: Any, host: SGLangHost, tokens: Tensor, view: NodeView, write: Tensor) -> Tensor:
+    """Forward `tokens` [B, q] as decode rows of `runner`'s model over `view`, KV to the slots `write` [B, q]: [B, q, V]."""
+    rows, count = tokens.shape
+    batch = ForwardBatch(
+        forward_mode=ForwardMode.DECODE,
+        batch_size=rows,  # SGLang's buffers hold so many requests, and more tokens than we ever forward
+        input_ids=tokens.flatten(),
+        req_pool_indices=host.indices,
+        seq_lens=host.lengths,
+        out_cache_loc=write.flatten(),
+        seq_lens_sum=0,
+        positions=view.positions.flatten().clamp(max=host.last_position),
+        spec_algorithm=host.algorithm,
+        spec_info=DraftInput(view, flat=host.device.type != "cpu"),
+        capture_hidden_mode=CaptureHiddenMode.NULL,
+    )
+    return runner.forward(batch).logits_output.next_token_logits.view(rows, count, -1)
+
+
+class ModelRunner(SelfRunner):
+    """A draft model whose own pool is indexed by the target's slots. Accepted nodes that it has read keep their KV.
+
+    What it has read of each request is known on the host: SGLang tells the lengths before every round.
+    """
+
+    def __init__(self, host: SGLangHost, runner: Any, policy: KVPolicy) -> None:
+        super().__init__(host, runner, policy)
+        self._read: dict[
+            Any, int
+        ] = {}  # tokens of each row that are in the draft's cache, those of its last tree included
+
+    def unread(self, batch: Batch) -> int:
+        """What was committed since it last read; its prompts were read with the target's."""
+        return sum(n - self._known(row, n) for row, n in zip(batch.rows, self.host.lengths_cpu, strict=True))
+
+    def _known(self, row: Any, length: int) -> int:
+        return min(length, self._read.get(row, 0))
+
+    def prefilled(self, rows: list[Any], lengths: list[int]) -> None:
+        """The prompts of `rows` are in the draft's cache up to `lengths`."""
+        self._read.update(zip(rows, lengths, strict=True))
+
+    def forget(self, rows: list[Any]) -> None:
+        """These rows have left."""
+        for row in rows:
+            self._read.pop(row, None)
+
+    def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
+        """Read what was committed since, the root included; see DraftRunner."""
+        self._shape = shape
+        lengths = self.host.lengths_cpu
+        behind = max(n - self._known(row, n) for row, n in zip(batch.rows, lengths, strict=True))
+        while behind >= BLOCK:
+            self._read_back(batch, behind, BLOCK)
+            behind -= BLOCK
+        logits = self._read_back(batch, behind, behind + 1)
+        # of the coming tree, everything but its last level will have been read
+        for row, length in zip(batch.rows, lengths, strict=True):
+            self._read[row] = length + max(1, shape.depth)
+        self._selected = committed_columns(self.policy, batch.lengths, batch.context)
+        return logits[:, -1:]
+
+    def _read_back(self, batch: Batch, behind: int, count: int) -> Tensor:
+        """Read the `count` tokens from `behind` before the root on. Tokens that a row had read are read again, as they were."""
+        device = batch.lengths.device
+        steps = torch.arange(count, device=device)
+        positions = batch.lengths[:, None] - behind + steps
+        real = positions >= 0
+        positions = positions.clamp(min=0)
+        tokens = self.host.text.ids[self.host.indices[:, None], positions]
+        first = batch.lengths - behind
+        committed, counted = committed_columns(self.policy, first.clamp(min=0), max(0, batch.context - behind))
+        slots = self.host.table.at(torch.cat([committed.clamp(min=0), positions], 1))
+        causal = torch.ones((count, count), dtype=torch.bool, device=device).tril() & real[:, None, :]
+        visible = torch.cat([counted[:, None].expand(-1, count, -1), causal], 2)
+        view = NodeView(slots, torch.cat([committed, positions], 1), visible, positions)
+        write = slots[:, -count:].where(real, 0)  # slot 0 is SGLang's for what nobody needs
+        return forward_nodes(self.runner, self.host, tokens, view, write)

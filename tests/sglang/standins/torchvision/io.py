@@ -1,0 +1,5 @@
+"""Import-only, like the rest of this stand-in."""
+
+from torchvision import absent
+
+__getattr__ = absent(__name__)
