@@ -5,6 +5,7 @@
 #   make lint        ruff (lint and format) and mypy
 #   make conformance the conformance suite on everything built in, thoroughly
 #   make bench       every case of the goals, measured
+#   make bench-sglang SPECPLUG servers beside the same server plain, on a CPU
 #   make serve       SGLang's server on a CPU with the built-in pair and specplug; PORT, SPECPLUG_CONFIG, SERVE_ARGS
 #
 # PYTHON=... chooses the interpreter, VENV=... the environment's folder, ARGS=... goes to the command.
@@ -16,6 +17,7 @@ SGLANG_VENV ?= .venv-sglang
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= 2
 ARGS ?=
+DEMO := adapters/hf/specplug_hf/demo
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -24,7 +26,7 @@ SGLANG_PY := $(SGLANG_VENV)/bin/python
 SGLANG_PIP := $(SGLANG_PY) -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-hf test-sglang test-full serve conformance lint format bench plugins wheel clean help
+.PHONY: demo test test-hf test-sglang test-full serve bench-sglang conformance lint format bench plugins wheel clean help
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -50,6 +52,11 @@ test-sglang: $(SGLANG_VENV)/.specplug
 test-full: $(VENV)/.specplug-test $(SGLANG_VENV)/.specplug
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(SGLANG_PY) -m pytest tests/sglang $(ARGS)
+
+bench-sglang: $(SGLANG_VENV)/.specplug
+	$(OFFLINE) SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests/sglang/standins $(SGLANG_VENV)/bin/specplug bench --adapter sglang \
+		--model $(DEMO)/target --draft $(DEMO)/draft --server-args "--device cpu --dtype float32 --attention-backend torch_native \
+		--sampling-backend pytorch --disable-cuda-graph --mem-fraction-static 0.2 --max-total-tokens 16384 --max-running-requests 16" $(ARGS)
 
 serve: $(SGLANG_VENV)/.specplug
 	@exec $(SGLANG_PY) tests/sglang/serve.py

@@ -1,0 +1,62 @@
+"""Under SPECPLUG when room is tight: retraction, chunked prompts, larger pages, two ranks; and nothing leaks."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import engines
+import pytest
+import references
+import setups
+
+NEW_TOKENS = 48
+CASES = {
+    "retraction": (
+        "model-tree",
+        {"max_total_tokens": 900, "max_running_requests": 12, "schedule_conservativeness": 0.01},
+    ),
+    "pages": ("self-tree", {"page_size": 16}),
+    "chunks": ("model-chain", {"chunked_prefill_size": 32}),
+    "no-radix": ("auto", {"disable_radix_cache": True}),
+    "ranks": ("auto", {"tp_size": 2, "max_running_requests": 8}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_tight_server_says_what_a_roomy_one_says(case: str, pair: Any, tmp_path: Path) -> None:
+    name, more = CASES[case]
+    prompts = references.prompts(16, shortest=10, longest=90)
+    options = setups.options(pair, name, **more)
+    with served(pair, options, tmp_path / "log") as (ask, log):
+        answers = ask(prompts, NEW_TOKENS)
+        again = ask(prompts, NEW_TOKENS)  # whatever leaked before would show now
+    assert answers == again == [references.greedy(prompt, NEW_TOKENS) for prompt in prompts]
+    text = log.read_text(errors="replace")
+    assert "memory leak" not in text and "drafting failed" not in text
+    if case == "retraction":
+        assert re.search(r"[Rr]etract", text)
+    if case == "ranks":
+        assert "TP1" in text
+
+
+@contextmanager
+def served(pair: Any, options: dict[str, Any], log: Path) -> Iterator[tuple[Callable[..., list[list[int]]], Path]]:
+    """A server, so that its log can be read; yields what asks it for greedy answers, all prompts at once, and the log."""
+    options = dict(options, specplug_config=json.dumps(options["specplug_config"]))
+    with engines.server(pair.target, *engines.flags(options), log=log) as url:
+
+        def ask(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+            params = {"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True}
+            body = json.dumps({"input_ids": prompts, "sampling_params": params}).encode()
+            request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=300) as response:
+                return [answer["output_ids"] for answer in json.loads(response.read())]
+
+        yield ask, log
