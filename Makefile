@@ -81,12 +81,12 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, in steps that are skipped once done. Some distributions ship Python without ensurepip.
-$(PY):
+$(PY) $(SGLANG_PY):
 	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 found; set PYTHON=/path/to/python." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
-	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(PY) install --quiet pip
+	$(PYTHON) -m venv $(@D)/.. || $(PYTHON) -m venv --clear --without-pip $(@D)/..
+	@$@ -m pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $@ install --quiet pip
 
 # The CPU build of torch: from the indexes that pip is configured with, else from PyTorch's own.
 $(VENV)/.specplug-torch: constraints.txt | $(PY)
@@ -106,12 +106,6 @@ $(VENV)/.specplug-test: $(VENV)/.specplug-torch $(BUILD)
 $(VENV)/.specplug-dev: $(VENV)/.specplug-torch $(BUILD)
 	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,dev]'
 	@touch $@ $(VENV)/.specplug-test $(VENV)/.specplug-hf
-
-$(SGLANG_PY):
-	@$(MAKE) --no-print-directory VENV=$(SGLANG_VENV) $(SGLANG_VENV)/.specplug-venv
-
-$(VENV)/.specplug-venv: | $(PY)
-	@touch $@
 
 # SGLang asks for the CUDA build of torch and much else that only a GPU can use: the list is complete and resolves nothing.
 $(SGLANG_VENV)/.specplug: tests/sglang/requirements.txt pyproject.toml | $(SGLANG_PY)
