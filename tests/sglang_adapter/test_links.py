@@ -16,6 +16,7 @@ def walked(first_child: list[int], next_sibling: list[int], node: int = 0) -> di
     found: dict[int, list[int]] = {node: []}
     child = first_child[node]
     while child != -1:
+        assert child not in found[node]
         found[node].append(child)
         found |= walked(first_child, next_sibling, child)
         child = next_sibling[child]
