@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from specplug_sglang.links import links
 
 from specplug.ragged import ragged_trees
 from specplug.tree import TreeShape, fill_shape
+from specplug_sglang.links import links
 
 
 def walked(first_child: list[int], next_sibling: list[int], node: int = 0) -> dict[int, list[int]]:
