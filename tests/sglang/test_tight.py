@@ -60,3 +60,35 @@ def served(pair: Any, options: dict[str, Any], log: Path) -> Iterator[tuple[Call
                 return [answer["output_ids"] for answer in json.loads(response.read())]
 
         yield ask, log
+
+
+FAULT = """
+from specplug.drafters.prompt_lookup import PromptLookup
+
+calls = 0
+sound = PromptLookup.draft
+
+
+def draft(self, request):
+    global calls
+    calls += 1
+    if calls % 3 == 0:
+        raise ValueError("a drafter's own fault")
+    return sound(self, request)
+
+
+PromptLookup.draft = draft
+"""
+
+
+@pytest.mark.slow
+def test_a_drafter_that_fails_costs_no_request_its_answer(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    prompts = references.prompts(6)
+    with served(pair, setups.options(pair, "lookup"), tmp_path / "log") as (ask, log):
+        assert ask(prompts, NEW_TOKENS) == [references.greedy(prompt, NEW_TOKENS) for prompt in prompts]
+    text = log.read_text(errors="replace")
+    assert "this round goes on without (failure 1)" in text and "a drafter's own fault" in text
