@@ -1,6 +1,6 @@
 """Real SGLang engines and servers on a CPU, for tests: how they are set up, started and ended with all they started.
 
-An engine takes about ten seconds to start, so tests share one where they can. SGLang keeps its configuration once per
+An engine takes some twenty seconds to start, so tests share one where they can. SGLang keeps its configuration once per
 process, hence at most one engine at a time in a test process; a server has processes of its own.
 """
 
