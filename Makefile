@@ -55,7 +55,7 @@ test-full: $(VENV)/.specplug-test $(SGLANG_VENV)/.specplug
 
 bench-sglang: $(SGLANG_VENV)/.specplug
 	$(OFFLINE) SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests/sglang/standins $(SGLANG_VENV)/bin/specplug bench --adapter sglang \
-		--model $(DEMO)/target --draft $(DEMO)/draft --server-args "--device cpu --dtype float32 --attention-backend torch_native \
+		--model $(DEMO)/target --draft $(DEMO)/draft --texts $(DEMO)/prompts --server-args "--device cpu --dtype float32 --attention-backend torch_native \
 		--sampling-backend pytorch --disable-cuda-graph --mem-fraction-static 0.2 --max-total-tokens 16384 --max-running-requests 16" $(ARGS)
 
 serve: $(SGLANG_VENV)/.specplug

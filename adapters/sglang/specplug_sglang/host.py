@@ -133,9 +133,8 @@ class SGLangHost:
             scores = grammar.mask_logits(scores.contiguous(), schedule.reqs, sampling, trees)
         if sampling.logit_bias is not None:
             scores = scores + sampling.logit_bias[:, None]
-        self._result.logits_output.next_token_logits = scores.view(
-            -1, scores.shape[-1]
-        )  # log-probabilities are of these
+        # log-probabilities are of these
+        self._result.logits_output.next_token_logits = scores.view(-1, scores.shape[-1])
         if batch.sampling:
             return Targets(probs=laws.target_law(scores, sampling))
         return Targets(tokens=scores.argmax(-1))

@@ -84,9 +84,8 @@ class ModelRunner(SelfRunner):
 
     def __init__(self, host: SGLangHost, runner: Any, policy: KVPolicy) -> None:
         super().__init__(host, runner, policy)
-        self._read: dict[
-            Any, int
-        ] = {}  # tokens of each row that are in the draft's cache, those of its last tree included
+        # tokens of each row that are in the draft's cache; until `settle`, those of its last tree included
+        self._read: dict[Any, int] = {}
 
     def unread(self, batch: Batch) -> int:
         """What was committed since it last read; its prompts were read with the target's."""
@@ -98,6 +97,11 @@ class ModelRunner(SelfRunner):
     def prefilled(self, rows: list[Any], lengths: list[int]) -> None:
         """The prompts of `rows` are in the draft's cache up to `lengths`."""
         self._read.update(zip(rows, lengths, strict=True))
+
+    def settle(self, rows: list[Any], lengths: list[int]) -> None:
+        """A round has ended: what was read beyond a row's length belongs to rejected nodes, and does not count later."""
+        for row, length in zip(rows, lengths, strict=True):
+            self._read[row] = self._known(row, length)
 
     def forget(self, rows: list[Any]) -> None:
         """These rows have left."""

@@ -146,6 +146,8 @@ class SpecplugWorker(BaseSpecWorker):
             record_stream_for_v2_verify(batch, None, stream)
         self._forget(self.host.requests.departed(batch.reqs))
         self.host.take(batch)
+        for runner in self._model_runners():
+            runner.settle([req.rid for req in batch.reqs], self.host.lengths_cpu)
         finished = self._run(batch)
         outcome = self.host.outcome
         assert outcome is not None
@@ -175,10 +177,8 @@ class SpecplugWorker(BaseSpecWorker):
         try:
             return run_round(self.host, self.session)
         except Exception:
-            if (
-                not batch.forward_mode.is_decode()
-            ):  # the target has been run: not the draft's fault, and not to be repeated
-                raise
+            if not batch.forward_mode.is_decode():
+                raise  # the target has been run: not the draft's fault, and not to be repeated
             self._failures += 1
             self.metrics.failed()
             if self._failures <= 10:

@@ -33,6 +33,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--setups", type=setup_names, default=list(DEFAULT_SETUPS), metavar="NAME,NAME", help=", ".join(SETUPS)
     )
     parser.add_argument("--concurrency", type=numbers, default=[1, 4, 8], metavar="N,N", help="(default: 1,4,8)")
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        default=Path(argparse.__file__).parent,
+        metavar="FOLDER",
+        help="where prompts are cut from: its .txt files, else its .py files (default: Python's standard library)",
+    )
     parser.add_argument("--context", type=int, default=128, metavar="N", help="tokens of a prompt (default: 128)")
     parser.add_argument("--new-tokens", type=int, default=96, metavar="N", help="(default: 96)")
     parser.add_argument("--requests", type=int, default=16, metavar="N", help="requests a turn (default: 16)")

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoTokenizer
 
+from specplug import OptionError
 from specplug_sglang.commands.bench import SETUPS
 from specplug_sglang.commands.servers import Server
 
@@ -41,8 +41,19 @@ class ServingBench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.turns: list[Turn] = []
-        self.different: set[str] = set()
-        self._texts: dict[tuple[int, ...], list[int]] = {}
+        self._answers: dict[str, dict[tuple[int, ...], list[int]]] = {}  # by server and prompt
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        files = sorted(arguments.texts.glob("*.txt")) or sorted(arguments.texts.glob("*.py"))
+        texts = [tokenizer(path.read_text(errors="replace")[:40000])["input_ids"] for path in files[:40]]
+        self._texts = [ids for ids in texts if len(ids) >= arguments.context]
+        if not self._texts:
+            raise OptionError(f"--texts {arguments.texts}: no .txt or .py file of {arguments.context} tokens there.")
+
+    @property
+    def different(self) -> set[str]:
+        """The servers that answered a prompt otherwise than the plain one."""
+        plain = self._answers.get("plain", {})
+        return {name for name, answers in self._answers.items() if any(plain[p] != ids for p, ids in answers.items())}
 
     def run(self) -> int:
         """Measure, print, write; 0, or 1 if an output differs from the plain server's."""
@@ -107,27 +118,19 @@ class ServingBench:
                     continue
                 piece, last = json.loads(line[5:]), perf_counter()
                 first = first or last
-                ids = piece["output_ids"] if len(piece["output_ids"]) >= len(ids) else ids + piece["output_ids"]
-        self._compare(server, prompt, ids)
+                new = piece["output_ids"]  # all that there is, or what is new: SGLang streams either
+                ids = new if new[: len(ids)] == ids else ids + new
+        self._answers.setdefault(server.name, {})[tuple(prompt)] = ids
         meta = piece["meta_info"]
         count = meta["completion_tokens"]
         return (last - first) / max(1, count - 1), count, meta.get("spec_accept_length", 1.0)
 
-    def _compare(self, server: Server, prompt: list[int], ids: list[int]) -> None:
-        if self._texts.setdefault(tuple(prompt), ids) != ids:
-            self.different.add(server.name)
-
     def _prompts(self, turn: int) -> list[list[int]]:
-        """This turn's prompts: places of the package's own sources, or of this file's folder for another tokenizer."""
-        tokenizer = AutoTokenizer.from_pretrained(self.arguments.model)
-        texts = [path.read_text() for path in sorted(Path(statistics.__file__).parent.glob("[a-m]*.py"))[:40]]
-        dice = random.Random(turn)
-        found = []
-        while len(found) < self.arguments.requests:
-            ids = tokenizer(dice.choice(texts)[dice.randrange(4000) :][:20000])["input_ids"]
-            if len(ids) >= self.arguments.context:
-                found.append(ids[: self.arguments.context])
-        return found
+        """This turn's prompts: random places of the texts."""
+        dice, context = random.Random(turn), self.arguments.context
+        chosen = [dice.choice(self._texts) for _ in range(self.arguments.requests)]
+        starts = [dice.randrange(len(ids) - context + 1) for ids in chosen]
+        return [ids[start : start + context] for ids, start in zip(chosen, starts, strict=True)]
 
     def _print(self, names: Sequence[str]) -> None:
         table = Table(
