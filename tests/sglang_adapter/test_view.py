@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from specplug.kv_policies import Full, Streaming
 from specplug.tree import TreeShape, shape_tensors
-from specplug_sglang.view import SlotTable, committed_columns, draft_view, flat_mask, verify_view
+from specplug_sglang.view import SlotTable, committed_columns, draft_view, flat_mask, reading_view, verify_view
 
 SHAPE = TreeShape((-1, 0, 0, 1, 1, 2))
 DERIVED = shape_tensors(SHAPE, torch.device("cpu"))
@@ -57,6 +57,29 @@ def test_streaming_reads_the_first_and_the_latest_positions_once(lengths, sink, 
     for row, length in enumerate(lengths):
         expected = sorted({*range(min(sink, length)), *range(max(0, length - window), length)})
         assert sorted(positions[row][counted[row]].tolist()) == expected
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=4),
+    st.none() | st.tuples(st.integers(0, 5), st.integers(1, 12)),
+    st.integers(0, 6),
+    st.data(),
+)
+def test_what_is_read_late_is_read_as_at_its_own_time(lengths, sizes, behind, data):
+    policy = Full() if sizes is None else Streaming(sink=sizes[0], window=sizes[1])
+    count = data.draw(st.integers(1, behind + 1))
+    view = reading_view(table(list(range(len(lengths)))), policy, torch.tensor(lengths), max(lengths), behind, count)
+    for row, length in enumerate(lengths):
+        for query in range(count):
+            own = length - behind + query
+            if own < 0:
+                assert len(read_by(view, row, query)) == 1 and view.positions[row, query] == 0
+                continue
+            window = own if sizes is None else sizes[1]
+            sink = 0 if sizes is None else sizes[0]
+            seen = {*range(min(sink, own)), *range(max(0, own - window), own + 1)}
+            assert read_by(view, row, query) == [100 * row + position for position in sorted(seen)]
+            assert view.positions[row, query] == own
 
 
 def test_full_reads_everything():

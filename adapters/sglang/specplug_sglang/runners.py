@@ -16,7 +16,7 @@ from specplug import Batch, TreeShape
 from specplug.kv_policies import KVPolicy
 from specplug.tree import shape_tensors
 from specplug_sglang.inputs import DraftInput
-from specplug_sglang.view import NodeView, committed_columns, draft_view
+from specplug_sglang.view import NodeView, committed_columns, draft_view, reading_view
 
 if TYPE_CHECKING:
     from specplug_sglang.host import SGLangHost
@@ -32,6 +32,7 @@ class SelfRunner:
         self.vocab_size = host.vocab_size
         self._shape: TreeShape
         self._selected: tuple[Tensor, Tensor]
+        self.last_view: NodeView | None = None  # what the last forward read, for whoever wants to check it
 
     def unread(self, batch: Batch) -> int:
         """Nothing: what the target has read is there."""
@@ -54,7 +55,11 @@ class SelfRunner:
             self.host.table, self.host.lengths, self._selected, start,
             derived.ancestors[None, start:stop, :stop], derived.depths[None, :stop],
         )  # fmt: skip
-        return forward_nodes(self.runner, self.host, tokens, view, view.slots[:, start - stop :])
+        return self._forward(tokens, view, view.slots[:, start - stop :])
+
+    def _forward(self, tokens: Tensor, view: NodeView, write: Tensor) -> Tensor:
+        self.last_view = view
+        return forward_nodes(self.runner, self.host, tokens, view, write)
 
 
 def forward_nodes(runner: Any, host: SGLangHost, tokens: Tensor, view: NodeView, write: Tensor) -> Tensor:
@@ -124,18 +129,10 @@ class ModelRunner(SelfRunner):
         return logits[:, -1:]
 
     def _read_back(self, batch: Batch, behind: int, count: int) -> Tensor:
-        """Read the `count` tokens from `behind` before the root on. Tokens that a row had read are read again, as they were."""
-        device = batch.lengths.device
-        steps = torch.arange(count, device=device)
-        positions = batch.lengths[:, None] - behind + steps
-        real = positions >= 0
-        positions = positions.clamp(min=0)
-        tokens = self.host.text.ids[self.host.indices[:, None], positions]
-        first = batch.lengths - behind
-        committed, counted = committed_columns(self.policy, first.clamp(min=0), max(0, batch.context - behind))
-        slots = self.host.table.at(torch.cat([committed.clamp(min=0), positions], 1))
-        causal = torch.ones((count, count), dtype=torch.bool, device=device).tril() & real[:, None, :]
-        visible = torch.cat([counted[:, None].expand(-1, count, -1), causal], 2)
-        view = NodeView(slots, torch.cat([committed, positions], 1), visible, positions)
-        write = slots[:, -count:].where(real, 0)  # slot 0 is SGLang's for what nobody needs
-        return forward_nodes(self.runner, self.host, tokens, view, write)
+        """Read `count` tokens from `behind` before the root on. Of those that a row has read, its cache keeps the old KV."""
+        view = reading_view(self.host.table, self.policy, batch.lengths, batch.context, behind, count)
+        known = [self._known(row, length) for row, length in zip(batch.rows, self.host.lengths_cpu, strict=True)]
+        places = batch.lengths[:, None] - behind + torch.arange(count, device=batch.lengths.device)
+        fresh = places >= torch.tensor(known, device=batch.lengths.device)[:, None]
+        tokens = self.host.text.ids[self.host.indices[:, None], view.positions]
+        return self._forward(tokens, view, view.slots[:, -count:].where(fresh, 0))  # slot 0 is for what nobody needs

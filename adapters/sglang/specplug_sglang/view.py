@@ -111,6 +111,33 @@ def draft_view(
     return NodeView(slots, torch.cat([positions, node_positions], 1), visible, node_positions[:, first:])
 
 
+def reading_view(
+    table: SlotTable, policy: KVPolicy, lengths: Tensor, context: int, behind: int, count: int
+) -> NodeView:
+    """Text that a draft has yet to read: `count` tokens of each row from `behind` before its root on.
+
+    Each is read over what `policy` selects at its own position, whenever that happens: what a row reads must not depend
+    on how far behind the others are. A query before a row's beginning stands for nothing, and sees one place all the same:
+    attention over nothing is NaN, which spreads.
+    """
+    device = lengths.device
+    positions = lengths[:, None] - behind + torch.arange(count, device=device)
+    selection = policy.select(lengths)
+    if selection is None:
+        anchors, window, widest = positions[:, :0], context, max(0, context - behind)
+    else:
+        anchors = selection.anchors.flatten(1).expand(len(lengths), -1)
+        window = widest = selection.window
+    recent = positions[:, :1] - widest + torch.arange(widest, device=device)
+    keys, queries = torch.cat([recent, positions], 1)[:, None], positions[:, :, None]
+    near = (keys >= 0) & (keys <= queries) & (keys >= queries - window)
+    near[:, :, widest:] |= (queries < 0) & torch.eye(count, dtype=torch.bool, device=device)
+    # a position in both is read once: in the window
+    far = (anchors[:, None] >= 0) & (anchors[:, None] < (queries - window).clamp(min=0))
+    columns = torch.cat([anchors, keys[:, 0]], 1)
+    return NodeView(table.at(columns.clamp(min=0)), columns, torch.cat([far, near], 2), positions.clamp(min=0))
+
+
 def flat_mask(lengths: Tensor, total: int, ancestors: Tensor) -> Tensor:
     """The whole-context tree mask as SGLang's GPU kernels take it, rows one after another: [N (total + B N)] bool.
 
