@@ -61,8 +61,10 @@ class Trial:
         if missing:
             raise Skipped(f"the adapter does not offer: {', '.join(missing)}")
 
-    def world(self, vocab: int = 13, dtype: str = "float64", seed: int | None = None) -> World:
-        """A small model of the subject; skips where it has no such dtype."""
+    def world(self, vocab: int = 13, dtype: str | None = None, seed: int | None = None) -> World:
+        """A small model of the subject, in float64 if it has that, else in float32; skips where it has no such dtype."""
+        if dtype is None:
+            dtype = "float64" if Feature.FLOAT64 in self.subject.features else "float32"
         self.needs(Feature(dtype))
         key = (self.seed if seed is None else seed, vocab, dtype)
         if key not in self.worlds:

@@ -17,7 +17,7 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_utils import record_stream_for_v2_verify
 from torch import Tensor
 
-from specplug import Need, Round, run_round
+from specplug import Need, OptionError, Round, run_round
 from specplug.drafters import ModelDraft
 from specplug.random import VERIFY_STREAM, draw, uniforms
 from specplug.speculator import Speculator
@@ -47,22 +47,37 @@ class SpecplugWorker(BaseSpecWorker):
         drafts = [drafter for drafter in self.speculator.drafters if isinstance(drafter, ModelDraft)]
         self._draft_worker = load_draft(server_args, gpu_id, nccl_port, target_worker) if drafts else None
         self.metrics = RoundMetrics(server_args.enable_metrics)
-        self._width = self.speculator.max_tokens
+        self._width, self._nodes = self.speculator.max_tokens, self.speculator.max_nodes
         self._pending: deque[Round] = deque()
         self._failures = 0
+        self.failure: Exception | None = None
 
     # --- what SGLang asks at set-up
 
     def alloc_memory_pool(self, **pools: Any) -> None:
         """The target's pools exist now, and with them everything a host needs."""
         super().alloc_memory_pool(**pools)
-        needs = {need for drafter in self.speculator.drafters for need in drafter.needs}
-        seed = self.speculator.seed
+        self.serve(self.speculator)
+
+    def serve(self, speculator: Speculator) -> None:
+        """From now on `speculator`'s set-up, in a session of its own. No request may be running.
+
+        Raises `OptionError` for trees that are larger than what the server reserved for at its start.
+        """
+        if speculator.max_tokens > self._width or speculator.max_nodes > self._nodes:
+            raise OptionError(
+                f"A tree of {speculator.max_nodes} nodes and depth {speculator.max_tokens - 1}; the server was started for "
+                f"{self._nodes} and {self._width - 1}. Start it with the larger tree."
+            )
+        self.speculator, self.failure = speculator, None
+        self._pending.clear()
+        needs = {need for drafter in speculator.drafters for need in drafter.needs}
+        seed = speculator.seed
         requests = Requests(self._target_worker.random_seed if seed is None else seed)
         history = bool(needs & {Need.HISTORY, Need.MODEL_RUNNER})
         self.host = SGLangHost(self._target_worker, self._draft_worker, requests, history)
-        self.session = self.speculator.open(self.host)
-        self._plain = Speculator(drafter="none", controller="fixed").open(self.host)
+        self.session = speculator.open(self.host)
+        self.plain = Speculator(drafter="none", controller="fixed").open(self.host)
         parallel = get_parallel()
         if parallel.tp_size > 1:
             broadcast = broadcast_over(parallel.tp_group)
@@ -176,14 +191,14 @@ class SpecplugWorker(BaseSpecWorker):
         """A round; one without speculation if its draft fails, so that no request pays for a drafter's fault."""
         try:
             return run_round(self.host, self.session)
-        except Exception:
+        except Exception as error:
             if not batch.forward_mode.is_decode():
                 raise  # the target has been run: not the draft's fault, and not to be repeated
-            self._failures += 1
+            self._failures, self.failure = self._failures + 1, error
             self.metrics.failed()
             if self._failures <= 10:
                 logger.exception("specplug: drafting failed; this round goes on without (failure %d).", self._failures)
-            return run_round(self.host, self._plain)
+            return run_round(self.host, self.plain)
 
     def _relay(self, tokens: Tensor, lens: Tensor, lengths: Tensor) -> RoundRelay:
         """The rows' new tokens [B, P] padded to the width that all rounds share."""

@@ -1,0 +1,1 @@
+"""The adapter as a subject of the conformance suite."""
