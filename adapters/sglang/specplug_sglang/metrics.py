@@ -18,6 +18,7 @@ class RoundMetrics:
 
         self._rounds = Counter("specplug:rounds", "Rounds run, by what drafted them.", ["arm"])
         self._proposed = Counter("specplug:proposed_tokens", "Draft tokens proposed.", ["arm"])
+        self._padded = Counter("specplug:padded_tokens", "Tree nodes verified only to fill a batch's width.", ["arm"])
         self._accepted = Counter("specplug:accepted_tokens", "Draft tokens accepted.", ["arm"])
         self._failed = Counter(
             "specplug:failed_drafts", "Rounds that went on without speculation since drafting failed."
@@ -28,9 +29,11 @@ class RoundMetrics:
         if self._rounds is None:
             return
         arm, trees = finished.plan.arm.label, finished.trees
-        proposed = trees.num_rows * (trees.num_nodes - 1) if trees.valid is None else int(trees.valid[:, 1:].sum())
+        nodes = trees.num_rows * (trees.num_nodes - 1)
+        proposed = nodes if trees.valid is None else int(trees.valid[:, 1:].sum())
         self._rounds.labels(arm).inc()
         self._proposed.labels(arm).inc(proposed)
+        self._padded.labels(arm).inc(nodes - proposed)
         self._accepted.labels(arm).inc(int(finished.verdict.num_accepted.sum()))
 
     def failed(self) -> None:

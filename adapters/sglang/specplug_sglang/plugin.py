@@ -1,32 +1,33 @@
-"""The entry point of the group `sglang.srt.plugins`: SGLang calls `load` in every process, before it reads arguments."""
+"""specplug's plugin: commands and the conformance subject. Imports no SGLang."""
 
 from __future__ import annotations
 
-import logging
+import importlib
+import importlib.metadata
+from collections.abc import Iterable
+from typing import Any
 
-logger = logging.getLogger(__name__)
+from specplug.hookspecs import Register, hookimpl
 
 
-def load() -> None:
-    """Register the algorithm, its flag and its attention. What fails is said by the launch that asks for SPECPLUG.
+@hookimpl
+def specplug_register_commands(register: Register) -> None:
+    from specplug_sglang.commands import bench  # noqa: PLC0415  (not at `import specplug`)
 
-    SGLang only logs what a plugin raises, and then knows no SPECPLUG; so nothing is raised here.
-    """
+    register("bench-sglang", bench.add_parser)
+
+
+@hookimpl
+def specplug_conformance_cases() -> Iterable[Any]:
+    from specplug_conformance import Case  # noqa: PLC0415
+
     try:
-        _set_up()
-    except Exception as error:
-        logger.warning("specplug: set-up for SGLang failed: %s: %s", type(error).__name__, error)
-        from specplug_sglang import algorithm  # noqa: PLC0415  (needs SGLang's registry)
-
-        algorithm.register(reason=f"{type(error).__name__}: {error}")
+        importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Case("sglang", "adapter", _subject)]
 
 
-def _set_up() -> None:
-    from specplug_sglang.versions import check_version  # noqa: PLC0415  (imported where it can be reported)
-
-    check_version()
-    from specplug_sglang import algorithm, arguments, attention  # noqa: PLC0415  (import SGLang)
-
-    arguments.install()
-    attention.register()
-    algorithm.register()
+def _subject() -> Any:
+    """Made when it is used: it imports SGLang."""
+    return importlib.import_module("specplug_sglang.conformance.subject").SGLangSubject()
