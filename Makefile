@@ -25,6 +25,7 @@ BUILD := pyproject.toml constraints.txt
 SGLANG_PY := $(SGLANG_VENV)/bin/python
 SGLANG_PIP := $(SGLANG_PY) -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+SGLANG_CPU := $(OFFLINE) SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests/sglang/standins
 
 .PHONY: demo test test-hf test-sglang test-full serve bench-sglang conformance lint format bench plugins wheel clean help
 
@@ -54,15 +55,16 @@ test-full: $(VENV)/.specplug-test $(SGLANG_VENV)/.specplug
 	$(OFFLINE) OMP_NUM_THREADS=1 $(SGLANG_PY) -m pytest tests/sglang $(ARGS)
 
 bench-sglang: $(SGLANG_VENV)/.specplug
-	$(OFFLINE) SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests/sglang/standins $(SGLANG_VENV)/bin/specplug bench --adapter sglang \
+	$(SGLANG_CPU) $(SGLANG_VENV)/bin/specplug bench --adapter sglang \
 		--model $(DEMO)/target --draft $(DEMO)/draft --texts $(DEMO)/prompts --server-args "--device cpu --dtype float32 --attention-backend torch_native \
 		--sampling-backend pytorch --disable-cuda-graph --mem-fraction-static 0.2 --max-total-tokens 16384 --max-running-requests 16" $(ARGS)
 
 serve: $(SGLANG_VENV)/.specplug
 	@exec $(SGLANG_PY) tests/sglang/serve.py
 
-conformance: $(VENV)/.specplug-test
+conformance: $(VENV)/.specplug-test $(SGLANG_VENV)/.specplug
 	$(OFFLINE) OMP_NUM_THREADS=1 $(VENV)/bin/specplug conformance --effort thorough $(ARGS)
+	$(SGLANG_CPU) $(SGLANG_VENV)/bin/specplug conformance --effort thorough --adapter sglang $(ARGS)
 
 lint: $(VENV)/.specplug-dev
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,7 @@ class SpecStats:
 
     rounds: int = 0
     proposed: int = 0
+    padded: int = 0  # nodes that a row's forward computed only since another row of its batch proposed more
     accepted: int = 0
     emitted: int = 0
     row_rounds: int = 0
@@ -70,6 +71,7 @@ class SpecStats:
         depths = trees.depths.expand(rows, -1)[:, 1:]
         if trees.valid is not None:
             depths = depths.where(trees.valid[:, 1:], 0)
+            self.padded += depths.numel() - int(trees.valid[:, 1:].sum())
         for row in depths.tolist():
             for depth, nodes in Counter(row).items():
                 if depth:

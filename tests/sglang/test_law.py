@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import references
+import setups
 import torch
 from scipy.stats import chi2
+from serving import served
 
 DRAWS, LENGTH = 1000, 3
 FALSE_ALARM = 1e-4  # of each test
@@ -97,9 +100,28 @@ def test_texts_follow_the_targets_law(engine: tuple[str, Any], name: str) -> Non
     prompt = references.prompts(5)[2]
     sampling = params | {"max_new_tokens": LENGTH, "ignore_eos": True}
     answers = running.generate(input_ids=[prompt] * DRAWS, sampling_params=sampling)
-    seen = Counter(tuple(answer["output_ids"]) for answer in answers)
+    follows([answer["output_ids"] for answer in answers], prompt, params)
+
+
+def follows(texts: list[list[int]], prompt: list[int], params: dict[str, Any]) -> None:
+    """Assert that `texts` were drawn from the target's law."""
+    seen = Counter(map(tuple, texts))
     assert len(seen) > 10
     assert p_value(seen, law_of_texts(prompt, params)) > FALSE_ALARM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAWS)
+def test_a_servers_texts_follow_the_targets_law(served_tree: Callable[..., list[list[int]]], name: str) -> None:
+    prompt = references.prompts(5)[2]
+    follows(served_tree([prompt] * DRAWS, LENGTH, LAWS[name]), prompt, LAWS[name])
+
+
+@pytest.fixture(scope="module")
+def served_tree(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[list[int]]]]:
+    """Over HTTP: a draft model and a tree under the overlap scheduler."""
+    with served(pair, setups.options(pair, "model-tree"), tmp_path_factory.mktemp("server") / "log") as ask:
+        yield ask
 
 
 @pytest.mark.parametrize("engine", CASES[1:2], indirect=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import engines
 import pytest
 import references
 import setups
+from serving import served
 
 NEW_TOKENS = 48
 CASES = {
@@ -33,8 +29,8 @@ CASES = {
 def test_a_tight_server_says_what_a_roomy_one_says(case: str, pair: Any, tmp_path: Path) -> None:
     name, more = CASES[case]
     prompts = references.prompts(16, shortest=10, longest=90)
-    options = setups.options(pair, name, **more)
-    with served(pair, options, tmp_path / "log") as (ask, log):
+    options, log = setups.options(pair, name, **more), tmp_path / "log"
+    with served(pair, options, log) as ask:
         answers = ask(prompts, NEW_TOKENS)
         again = ask(prompts, NEW_TOKENS)  # whatever leaked before would show now
     assert answers == again == [references.greedy(prompt, NEW_TOKENS) for prompt in prompts]
@@ -44,22 +40,6 @@ def test_a_tight_server_says_what_a_roomy_one_says(case: str, pair: Any, tmp_pat
         assert re.search(r"[Rr]etract", text)
     if case == "ranks":
         assert "TP1" in text
-
-
-@contextmanager
-def served(pair: Any, options: dict[str, Any], log: Path) -> Iterator[tuple[Callable[..., list[list[int]]], Path]]:
-    """A server, so that its log can be read; yields what asks it for greedy answers, all prompts at once, and the log."""
-    options = dict(options, specplug_config=json.dumps(options["specplug_config"]))
-    with engines.server(pair.target, *engines.flags(options), log=log) as url:
-
-        def ask(prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-            params = {"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True}
-            body = json.dumps({"input_ids": prompts, "sampling_params": params}).encode()
-            request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=300) as response:
-                return [answer["output_ids"] for answer in json.loads(response.read())]
-
-        yield ask, log
 
 
 FAULT = """
@@ -87,8 +67,8 @@ def test_a_drafter_that_fails_costs_no_request_its_answer(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAULT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    prompts = references.prompts(6)
-    with served(pair, setups.options(pair, "lookup"), tmp_path / "log") as (ask, log):
+    prompts, log = references.prompts(6), tmp_path / "log"
+    with served(pair, setups.options(pair, "lookup"), log) as ask:
         assert ask(prompts, NEW_TOKENS) == [references.greedy(prompt, NEW_TOKENS) for prompt in prompts]
     text = log.read_text(errors="replace")
     assert "this round goes on without (failure 1)" in text and "a drafter's own fault" in text

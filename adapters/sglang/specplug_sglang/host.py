@@ -15,6 +15,7 @@ from specplug import Batch, Commit, Need, Targets, TreeBatch, UnsupportedError, 
 from specplug.host import DraftRunner
 from specplug.kv_policies import KVPolicy
 from specplug_sglang import grammar, laws, penalties
+from specplug_sglang.checks import check_layout, check_pool
 from specplug_sglang.inputs import RoundRelay, TreeInput
 from specplug_sglang.requests import Requests, written
 from specplug_sglang.runners import ModelRunner, SelfRunner
@@ -45,6 +46,8 @@ class SGLangHost:
         self.device = torch.device(runner.device)
         self.key: Hashable = (runner.model_config.model_path, str(runner.dtype), str(self.device))
         self.pool, self.allocator = target.get_memory_pool()
+        for worker in (target, draft) if draft is not None else (target,):
+            check_pool(worker.model_runner.token_to_kv_pool)
         self.kv_bytes = _bytes_per_token(self.allocator.get_kvcache())
         self.text = TextStore(self.pool.req_to_token, self.vocab_size) if history else None
         known = {Need.TARGET_RUNNER} | ({Need.HISTORY} if history else set())
@@ -176,16 +179,6 @@ class SGLangHost:
         for worker in (self.target, self.draft):
             if worker is not None:
                 worker.model_runner.token_to_kv_pool.move_kv_cache(target.flatten(), source.flatten())
-
-
-def check_layout(policy: KVPolicy) -> None:
-    """Raise `UnsupportedError` for a selection that differs between layers or heads: a page table is one for all."""
-    selection = policy.select(torch.zeros(1, dtype=torch.int64))
-    if selection is not None and selection.anchors.shape[1:3] != (1, 1):
-        raise UnsupportedError(
-            f"KV policy {type(policy).__name__} selects by layer or head, which the SGLang adapter cannot read; use "
-            "'streaming' or 'full'."
-        )
 
 
 def _bytes_per_token(pool: Any) -> int:

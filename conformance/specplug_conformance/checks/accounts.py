@@ -32,6 +32,7 @@ def statistics(trial: Trial) -> None:
             r.trees.num_rows * (r.trees.num_nodes - 1) if r.trees.valid is None else int(r.trees.valid[:, 1:].sum())
             for r in rounds
         )
+        padded = sum(0 if r.trees.valid is None else int((~r.trees.valid[:, 1:]).sum()) for r in rounds)
         claims = {
             "rounds": (stats.rounds, len(rounds)),
             "target forwards": (stats.target_forwards, len(rounds)),
@@ -43,6 +44,7 @@ def statistics(trial: Trial) -> None:
             "accepted": (stats.accepted, sum(taken)),
             "accepted by depth": (sum(stats.accepted_by_depth.values()), stats.accepted),
             "proposed": (stats.proposed, proposed),
+            "padded": (stats.padded, padded),
             "proposed by depth": (sum(stats.proposed_by_depth.values()), proposed),
         }
         for what, (said, counted) in claims.items():

@@ -28,7 +28,9 @@ class SGLangState:
         slots = self.host.pool.req_to_token[req.kv.req_pool_idx, : len(tokens_of(req)) - 1].long()
         pool = self.host.target.model_runner.token_to_kv_pool
         layers = range(pool.layer_num)
-        return [part(layer)[slots].flatten(1) for layer in layers for part in (pool.get_key_buffer, pool.get_value_buffer)]
+        return [
+            part(layer)[slots].flatten(1) for layer in layers for part in (pool.get_key_buffer, pool.get_value_buffer)
+        ]
 
     def draft_reads(self, row: Hashable) -> int | None:
         if row not in self.batch.rows:

@@ -23,7 +23,9 @@ from specplug_sglang.conformance.state import SGLangState
 from specplug_sglang.worker import SpecplugWorker
 
 _names = count()
-_running: list[tuple[SGLangWorld, SteppedScheduler]] = []  # the one world whose scheduler this process has at the moment
+_running: list[
+    tuple[SGLangWorld, SteppedScheduler]
+] = []  # the one world whose scheduler this process has at the moment
 
 
 class SGLangWorld:
@@ -145,7 +147,10 @@ class Call:
 
     def _sampling(self, row: int) -> dict[str, Any]:
         request = self.request
-        options: dict[str, Any] = {"max_new_tokens": request.new_tokens, "stop_token_ids": set(request.end_tokens) or None}
+        options: dict[str, Any] = {
+            "max_new_tokens": request.new_tokens,
+            "stop_token_ids": set(request.end_tokens) or None,
+        }
         if request.seeds is None:
             return options | {"temperature": 0.0}
         return options | {
