@@ -94,9 +94,10 @@ class ModelRunner(SelfRunner):
 
     def unread(self, batch: Batch) -> int:
         """What was committed since it last read; its prompts were read with the target's."""
-        return sum(n - self._known(row, n) for row, n in zip(batch.rows, self.host.lengths_cpu, strict=True))
+        return sum(n - self.known(row, n) for row, n in zip(batch.rows, self.host.lengths_cpu, strict=True))
 
-    def _known(self, row: Any, length: int) -> int:
+    def known(self, row: Any, length: int) -> int:
+        """How many of the `length` committed tokens of `row` are in the draft's cache."""
         return min(length, self._read.get(row, 0))
 
     def prefilled(self, rows: list[Any], lengths: list[int]) -> None:
@@ -106,7 +107,7 @@ class ModelRunner(SelfRunner):
     def settle(self, rows: list[Any], lengths: list[int]) -> None:
         """A round has ended: what was read beyond a row's length belongs to rejected nodes, and does not count later."""
         for row, length in zip(rows, lengths, strict=True):
-            self._read[row] = self._known(row, length)
+            self._read[row] = self.known(row, length)
 
     def forget(self, rows: list[Any]) -> None:
         """These rows have left."""
@@ -117,7 +118,7 @@ class ModelRunner(SelfRunner):
         """Read what was committed since, the root included; see DraftRunner."""
         self._shape = shape
         lengths = self.host.lengths_cpu
-        behind = max(n - self._known(row, n) for row, n in zip(batch.rows, lengths, strict=True))
+        behind = max(n - self.known(row, n) for row, n in zip(batch.rows, lengths, strict=True))
         while behind >= BLOCK:
             self._read_back(batch, behind, BLOCK)
             behind -= BLOCK
@@ -131,7 +132,7 @@ class ModelRunner(SelfRunner):
     def _read_back(self, batch: Batch, behind: int, count: int) -> Tensor:
         """Read `count` tokens from `behind` before the root on. Of those that a row has read, its cache keeps the old KV."""
         view = reading_view(self.host.table, self.policy, batch.lengths, batch.context, behind, count)
-        known = [self._known(row, length) for row, length in zip(batch.rows, self.host.lengths_cpu, strict=True)]
+        known = [self.known(row, length) for row, length in zip(batch.rows, self.host.lengths_cpu, strict=True)]
         places = batch.lengths[:, None] - behind + torch.arange(count, device=batch.lengths.device)
         fresh = places >= torch.tensor(known, device=batch.lengths.device)[:, None]
         tokens = self.host.text.ids[self.host.indices[:, None], view.positions]

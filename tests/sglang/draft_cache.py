@@ -1,0 +1,95 @@
+"""Run by test_draft_cache.py in a process of its own: what a draft model has read is what it would read afresh.
+
+Wrong draft KV costs acceptance and never an answer, so nothing else would show it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from specplug import Round, Speculator
+from specplug.controllers.fixed import Fixed
+from specplug.drafters import ModelDraft
+from specplug.kv_policies import Full, Streaming
+from specplug_conformance import Request
+from specplug_conformance.scene import Sometimes
+from specplug_sglang.conformance.state import SGLangState
+from specplug_sglang.conformance.subject import SGLangSubject, SGLangWorld
+
+PROMPTS = ((1, 2, 3, 1, 2, 3, 4), (4, 4), (9, 8, 7, 6, 5, 4, 3, 2, 1))
+SINK, WINDOW = 1, 3
+
+
+def fresh(world: SGLangWorld, tokens: list[int]) -> list[torch.Tensor]:
+    """The draft's keys and values of `tokens`, by transformers: [n, width] each."""
+    cache = DynamicCache(config=world.reference.draft.config)
+    world.reference.draft(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True)
+    return [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)]
+
+
+def check_cache(world: SGLangWorld, state: SGLangState) -> int:
+    """The draft's cache up to what its runner says it has read; returns how many positions were compared.
+
+    Of requests that have left it remembers nothing.
+    """
+    host = world.worker.host
+    (runner,), pool = host.runners, host.draft.model_runner.token_to_kv_pool
+    assert len(runner._read) == len(state.batch.rows)
+    compared = 0
+    for row, tokens in state.committed().items():
+        if row not in state.batch.rows:
+            continue
+        req = state.running[row]
+        known = min(runner.known(req.rid, int(state.batch.lengths[state.batch.rows.index(row)])), len(tokens) - 1)
+        slots = host.pool.req_to_token[req.kv.req_pool_idx, :known].long()
+        kept = [part(i)[slots].flatten(1) for i in range(pool.layer_num) for part in (pool.get_key_buffer, pool.get_value_buffer)]
+        for ours, wanted in zip(kept, fresh(world, tokens[:known]), strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3)
+        compared += known
+    return compared
+
+
+def check_window(world: SGLangWorld, state: SGLangState) -> int:
+    """What the draft's last forward saw of each row's committed tokens is the policy's selection."""
+    (runner,), compared = world.worker.host.runners, 0
+    view = runner.last_view
+    for place, row in enumerate(state.batch.rows):
+        length = int(state.batch.lengths[place])
+        positions = view.key_positions[place]
+        for query in view.visible[place]:
+            seen = {p for p in positions[query].tolist() if p < length}
+            assert seen == {*range(min(SINK, length)), *range(max(0, length - WINDOW), length)}, (row, length, seen)
+            compared += 1
+    return compared
+
+
+def run(world: SGLangWorld, check: Any, speculator: Speculator) -> int:
+    compared = 0
+
+    def watch(finished: Round, state: SGLangState) -> None:
+        nonlocal compared
+        if finished.plan.shape.size:
+            compared += check(world, state)
+
+    request = Request(PROMPTS, new_tokens=16)
+    assert world.speculated(request, speculator, watch) == world.plain(request)  # type: ignore[arg-type]
+    return compared
+
+
+@torch.no_grad()
+def main() -> int:
+    world = SGLangSubject().world(0, 13, "float32")
+    tree = "sequoia:size=9,depth=4"
+    for controller in (Fixed(), Sometimes()):
+        assert run(world, check_cache, Speculator(ModelDraft(world.draft, Full()), tree=tree, controller=controller)) > 50
+    window = ModelDraft(world.draft, Streaming(sink=SINK, window=WINDOW))
+    assert run(world, check_window, Speculator(window, tree=tree, controller="fixed")) > 20
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
