@@ -88,6 +88,15 @@ class Speculator:
         """Most tokens that a round may yield for one row, the bonus included."""
         return 1 + max(shape.depth for drafter in self._candidates for shape in self._shapes_of(drafter))
 
+    @property
+    def shapes(self) -> tuple[TreeShape, ...]:
+        """Every tree that may be chosen, each once, the root alone last: any controller may stop speculating.
+
+        A round may use a part of one (`TreeShape.cut`), at a row's end for instance.
+        """
+        chosen = [shape for drafter in self._candidates for shape in self._shapes_of(drafter)]
+        return tuple(dict.fromkeys([*(shape for shape in chosen if shape != ROOT_ONLY), ROOT_ONLY]))
+
     def remembering(self, memory: Memory) -> Speculator:
         """This Speculator, learning into `memory` (so that what was learnt outlives it)."""
         self._memory = memory

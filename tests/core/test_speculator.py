@@ -9,6 +9,7 @@ from specplug.errors import OptionError, SpecplugError, UnknownNameError
 from specplug.kv_policies import Full, Streaming
 from specplug.plugins import Plugin, plugins
 from specplug.stats import SpecStats
+from specplug.tree import ROOT_ONLY
 from specplug.trees import Chain, Sequoia, TreeBuilder
 
 from .tools import TableHost, near, table
@@ -79,6 +80,15 @@ def test_defaults_choose_among_what_is_there():
     assert with_model[-1] == "none"
     assert isinstance(Speculator()._controller, Auto)
     assert not any(label.startswith("SelfDraft") for label in labels(kv_policy="full"))  # it would read all twice
+
+
+def test_its_shapes_are_those_of_its_arms_and_the_root_alone():
+    for options in ({}, {"draft_model": TARGET}, {"drafter": "self", "tree": "sequoia:size=9"}, {"drafter": "none"}):
+        speculator = Speculator(**options)
+        shapes = speculator.shapes
+        assert {*shapes} == {arm.shape for arm in speculator.open(host()).arms} | {ROOT_ONLY}
+        assert len({*shapes}) == len(shapes) and shapes[-1] == ROOT_ONLY
+        assert max(shape.num_nodes for shape in shapes) == speculator.max_nodes
 
 
 def test_naming_one_leaves_the_rest_to_be_chosen():

@@ -1,6 +1,6 @@
-"""Run by test_draft_cache.py in a process of its own: what a draft model has read is what it would read afresh.
+"""Run by test_draft_cache.py in a process of its own: what drafts go by is right.
 
-Wrong draft KV costs acceptance and never an answer, so nothing else would show it.
+Wrong draft KV or a wrong history cost acceptance and never an answer, so nothing else would show it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def check_cache(world: SGLangWorld, state: SGLangState) -> int:
         req = state.running[row]
         known = min(runner.known(req.rid, int(state.batch.lengths[state.batch.rows.index(row)])), len(tokens) - 1)
         slots = host.pool.req_to_token[req.kv.req_pool_idx, :known].long()
-        kept = [part(i)[slots].flatten(1) for i in range(pool.layer_num) for part in (pool.get_key_buffer, pool.get_value_buffer)]
+        kept = [
+            part(i)[slots].flatten(1)
+            for i in range(pool.layer_num)
+            for part in (pool.get_key_buffer, pool.get_value_buffer)
+        ]
         for ours, wanted in zip(kept, fresh(world, tokens[:known]), strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3)
         compared += known
@@ -67,11 +71,22 @@ def check_window(world: SGLangWorld, state: SGLangState) -> int:
     return compared
 
 
+def check_history(finished: Round, state: SGLangState) -> None:
+    """The text that drafters look things up in is the request's."""
+    batch = finished.batch
+    for row, tokens in state.committed().items():
+        if row in batch.rows:
+            place = batch.rows.index(row)
+            known = batch.history[place, batch.history_starts[place] : batch.history_ends[place]].tolist()
+            assert known == tokens[: len(known)] and len(known) == int(batch.lengths[place]) + 1
+
+
 def run(world: SGLangWorld, check: Any, speculator: Speculator) -> int:
     compared = 0
 
     def watch(finished: Round, state: SGLangState) -> None:
         nonlocal compared
+        check_history(finished, state)
         if finished.plan.shape.size:
             compared += check(world, state)
 
@@ -85,7 +100,9 @@ def main() -> int:
     world = SGLangSubject().world(0, 13, "float32")
     tree = "sequoia:size=9,depth=4"
     for controller in (Fixed(), Sometimes()):
-        assert run(world, check_cache, Speculator(ModelDraft(world.draft, Full()), tree=tree, controller=controller)) > 50
+        assert (
+            run(world, check_cache, Speculator(ModelDraft(world.draft, Full()), tree=tree, controller=controller)) > 50
+        )
     window = ModelDraft(world.draft, Streaming(sink=SINK, window=WINDOW))
     assert run(world, check_window, Speculator(window, tree=tree, controller="fixed")) > 20
     return 0

@@ -7,7 +7,7 @@ import torch
 
 from specplug import KVPolicy, KVSelection, UnsupportedError
 from specplug.kv_policies import Full, Streaming
-from specplug_sglang.checks import check_layout, check_pool
+from specplug_sglang.checks import check_layout, check_pool, check_window
 
 
 class ByHead(KVPolicy):
@@ -31,3 +31,10 @@ def test_only_plain_caches_are_served(kind):
     check_pool(type("MHATokenToKVPool", (), {})())
     with pytest.raises(UnsupportedError, match=f"KV cache is a {kind}.*--disable-hybrid-swa-memory"):
         check_pool(type(kind, (), {})())
+
+
+def test_sliding_windows_are_served_on_a_cpu():
+    check_window(None, "cuda")
+    check_window(4096, "cpu")
+    with pytest.raises(UnsupportedError, match="sliding window .of 4096. on cuda"):
+        check_window(4096, "cuda")

@@ -27,3 +27,11 @@ def check_layout(policy: KVPolicy) -> None:
             f"KV policy {type(policy).__name__} selects by layer or head, which the SGLang adapter cannot read; use "
             "'streaming' or 'full'."
         )
+
+
+def check_window(sliding_window: int | None, device: str) -> None:
+    """Raise `UnsupportedError` for sliding-window layers on a GPU, whose kernels want a second slot list for them."""
+    if sliding_window is not None and device != "cpu":
+        raise UnsupportedError(
+            f"SPECPLUG cannot serve a model with a sliding window (of {sliding_window}) on {device} yet; on a CPU it can."
+        )

@@ -15,7 +15,8 @@ from specplug import Batch, Commit, Need, Targets, TreeBatch, UnsupportedError, 
 from specplug.host import DraftRunner
 from specplug.kv_policies import KVPolicy
 from specplug_sglang import grammar, laws, penalties
-from specplug_sglang.checks import check_layout, check_pool
+from specplug_sglang.checks import check_layout, check_pool, check_window
+from specplug_sglang.graphs import Graphs
 from specplug_sglang.inputs import RoundRelay, TreeInput
 from specplug_sglang.requests import Requests, written
 from specplug_sglang.runners import ModelRunner, SelfRunner
@@ -48,11 +49,13 @@ class SGLangHost:
         self.pool, self.allocator = target.get_memory_pool()
         for worker in (target, draft) if draft is not None else (target,):
             check_pool(worker.model_runner.token_to_kv_pool)
+            check_window(worker.model_runner.sliding_window_size, self.device.type)
         self.kv_bytes = _bytes_per_token(self.allocator.get_kvcache())
         self.text = TextStore(self.pool.req_to_token, self.vocab_size) if history else None
         known = {Need.TARGET_RUNNER} | ({Need.HISTORY} if history else set())
         self.capabilities = frozenset(known | ({Need.MODEL_RUNNER} if draft is not None else set()))
         self.runners: list[SelfRunner] = []
+        self.graphs = Graphs()
         self.schedule: ScheduleBatch
         self.outcome: Outcome | None = None
 
@@ -119,7 +122,8 @@ class SGLangHost:
             if on_cpu
             else None,
         )
-        result = self.target.forward_batch_generation(schedule, is_verify=True)
+        with self.graphs.verifying(nodes):
+            result = self.target.forward_batch_generation(schedule, is_verify=True)
         logits = result.logits_output.next_token_logits
         self._result = result
         return logits.view(batch.num_rows, nodes, -1)

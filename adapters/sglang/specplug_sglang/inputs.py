@@ -9,6 +9,9 @@ from torch import Tensor
 
 from specplug_sglang.view import NodeView
 
+# SGLang's attention backends that decode over given slot lists, and the type of their lists.
+INDEX_DTYPES = {"TritonAttnBackend": torch.int64, "FlashInferAttnBackend": torch.int32}
+
 
 class RoundRelay(NgramVerifyInput):
     """What a round leaves for the next one, rows in step with the batch's: the new tokens and how many they are.
@@ -45,8 +48,12 @@ class DraftInput(SpecInput):
 
     cuda_graph_compatible = False  # the graphs that SGLang captures are verify forwards
 
-    def __init__(self, view: NodeView, flat: bool) -> None:
+    def __init__(self, view: NodeView, index_dtype: torch.dtype | None) -> None:
+        """`index_dtype`: of the slot lists for SGLang's GPU kernels; None: ours on a CPU takes the view."""
         super().__init__(SpecInputType.EAGLE_DRAFT)
         self.view = view
         self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = 1
-        self.kv_indptr, self.kv_indices = view.flat() if flat else (None, None)
+        self.kv_indptr = self.kv_indices = None
+        if index_dtype is not None:
+            self.kv_indptr, indices = view.flat()
+            self.kv_indices = indices.to(index_dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from specplug import Batch, TreeShape
 from specplug.kv_policies import KVPolicy
 from specplug.tree import shape_tensors
-from specplug_sglang.inputs import DraftInput
+from specplug_sglang.inputs import INDEX_DTYPES, DraftInput
 from specplug_sglang.view import NodeView, committed_columns, draft_view, reading_view
 
 if TYPE_CHECKING:
@@ -65,6 +65,22 @@ class SelfRunner:
 def forward_nodes(runner: Any, host: SGLangHost, tokens: Tensor, view: NodeView, write: Tensor) -> Tensor:
     """Forward `tokens` [B, q] as decode rows of `runner`'s model over `view`, KV to the slots `write` [B, q]: [B, q, V]."""
     rows, count = tokens.shape
+    positions = view.positions.flatten().clamp(max=host.last_position)
+    replayed = host.graphs.draft(runner, tokens, view, write, positions, host.indices, host.lengths)
+    if replayed is not None:
+        return replayed
+    # FlashInfer's decode has room for as many rows as SGLang for requests, and every token is one
+    most = max(1, runner.max_running_requests // rows) if host.device.type != "cpu" else count
+    parts = [
+        _forward_part(runner, host, tokens[:, i : i + most], view.part(i, i + most), write[:, i : i + most])
+        for i in range(0, count, most)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _forward_part(runner: Any, host: SGLangHost, tokens: Tensor, view: NodeView, write: Tensor) -> Tensor:
+    """Tokens in their order: a later part reads the KV that an earlier one has written, and not the other way."""
+    rows, count = tokens.shape
     batch = ForwardBatch(
         forward_mode=ForwardMode.DECODE,
         batch_size=rows,  # SGLang's buffers hold so many requests, and more tokens than we ever forward
@@ -75,7 +91,7 @@ def forward_nodes(runner: Any, host: SGLangHost, tokens: Tensor, view: NodeView,
         seq_lens_sum=0,
         positions=view.positions.flatten().clamp(max=host.last_position),
         spec_algorithm=host.algorithm,
-        spec_info=DraftInput(view, flat=host.device.type != "cpu"),
+        spec_info=DraftInput(view, INDEX_DTYPES.get(type(runner.attn_backend).__name__)),
         capture_hidden_mode=CaptureHiddenMode.NULL,
     )
     return runner.forward(batch).logits_output.next_token_logits.view(rows, count, -1)

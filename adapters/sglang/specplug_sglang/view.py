@@ -39,6 +39,10 @@ class NodeView:
     visible: Tensor
     positions: Tensor
 
+    def part(self, start: int, stop: int) -> NodeView:
+        """The queries in [start, stop) alone, over the same columns."""
+        return NodeView(self.slots, self.key_positions, self.visible[:, start:stop], self.positions[:, start:stop])
+
     def within(self, window: int) -> Tensor:
         """`visible`, and not further back than `window` positions (a sliding-window layer): [B, q, K] bool."""
         distance = self.positions[:, :, None] - self.key_positions[:, None, :]

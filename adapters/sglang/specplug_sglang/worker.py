@@ -25,6 +25,7 @@ from specplug_sglang.agreement import AgreedController, broadcast_over
 from specplug_sglang.arguments import words_of
 from specplug_sglang.config import speculator_of
 from specplug_sglang.draft import load_draft
+from specplug_sglang.graphs import Graphs
 from specplug_sglang.host import Outcome, SGLangHost
 from specplug_sglang.inputs import RoundRelay
 from specplug_sglang.laws import cut
@@ -49,6 +50,7 @@ class SpecplugWorker(BaseSpecWorker):
         self.metrics = RoundMetrics(server_args.enable_metrics)
         self._width, self._nodes = self.speculator.max_tokens, self.speculator.max_nodes
         self._pending: deque[Round] = deque()
+        self._graphs = Graphs()
         self._failures = 0
         self.failure: Exception | None = None
 
@@ -58,6 +60,15 @@ class SpecplugWorker(BaseSpecWorker):
         """The target's pools exist now, and with them everything a host needs."""
         super().alloc_memory_pool(**pools)
         self.serve(self.speculator)
+
+    def init_cuda_graphs(self) -> None:
+        """The target's own graphs exist now; the other widths and the drafts are ours to capture."""
+        if self._draft_worker is not None:
+            self._draft_worker.init_cuda_graphs(capture_decode_cuda_graph=False)  # it would capture verify forwards
+        if self.host.device.type == "cuda":
+            from specplug_sglang.graphs.setup import capture_graphs  # noqa: PLC0415  (only a GPU needs it)
+
+            self.host.graphs = self._graphs = capture_graphs(self.host, self.speculator)
 
     def serve(self, speculator: Speculator) -> None:
         """From now on `speculator`'s set-up, in a session of its own. No request may be running.
@@ -76,6 +87,7 @@ class SpecplugWorker(BaseSpecWorker):
         requests = Requests(self._target_worker.random_seed if seed is None else seed)
         history = bool(needs & {Need.HISTORY, Need.MODEL_RUNNER})
         self.host = SGLangHost(self._target_worker, self._draft_worker, requests, history)
+        self.host.graphs = self._graphs
         self.session = speculator.open(self.host)
         self.plain = Speculator(drafter="none", controller="fixed").open(self.host)
         parallel = get_parallel()
