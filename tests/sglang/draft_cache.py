@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from specplug import Round, Speculator
 from specplug.controllers.fixed import Fixed
-from specplug.drafters import ModelDraft
+from specplug.drafters import ModelDraft, SelfDraft
 from specplug.kv_policies import Full, Streaming
 from specplug_conformance import Request
 from specplug_conformance.scene import Sometimes
@@ -75,7 +75,7 @@ def check_history(finished: Round, state: SGLangState) -> None:
     """The text that drafters look things up in is the request's."""
     batch = finished.batch
     for row, tokens in state.committed().items():
-        if row in batch.rows:
+        if row in batch.rows and batch.history is not None:
             place = batch.rows.index(row)
             known = batch.history[place, batch.history_starts[place] : batch.history_ends[place]].tolist()
             assert known == tokens[: len(known)] and len(known) == int(batch.lengths[place]) + 1
@@ -103,8 +103,9 @@ def main() -> int:
         assert (
             run(world, check_cache, Speculator(ModelDraft(world.draft, Full()), tree=tree, controller=controller)) > 50
         )
-    window = ModelDraft(world.draft, Streaming(sink=SINK, window=WINDOW))
-    assert run(world, check_window, Speculator(window, tree=tree, controller="fixed")) > 20
+    policy = Streaming(sink=SINK, window=WINDOW)
+    for drafter in (ModelDraft(world.draft, policy), SelfDraft(policy)):
+        assert run(world, check_window, Speculator(drafter, tree=tree, controller="fixed")) > 20
     return 0
 
 
