@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "specplug": {"torch", "pluggy", "wrapt"},
     "kernels/specplug_kernels": {"torch", "triton", "flashinfer"},
-    "conformance/specplug_conformance": {"torch", "specplug", "hypothesis", "scipy", "rich", "pytest"},
+    "conformance/specplug_conformance": {"torch", "specplug", "hypothesis", "scipy", "rich", "pytest", "transformers"},
 }
 ADAPTERS = sorted(path.name for path in (ROOT / "adapters").glob("*/specplug_*") if path.is_dir())
 
@@ -38,6 +38,12 @@ def test_a_package_imports_only_what_it_may(package):
         f"{path.relative_to(ROOT)}: {name}" for path in files(package) for name in allowed
     }
     assert not strays
+
+
+def test_the_suite_needs_transformers_only_for_its_llamas():
+    folder = ROOT / "conformance" / "specplug_conformance"
+    users = {path.relative_to(folder).parts[0] for path in files(folder) if "transformers" in imported(path)}
+    assert users == {"llama"}
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specplug import Drafter, DraftRequest, Speculator, TreeBatch, fill_shape
-from specplug_hf.conformance.tiny import disturbed, tiny
+from specplug_conformance.llama.tiny import disturbed, tiny
 
 VOCAB, PAD = 97, 0
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
+from specplug_conformance.llama.world import by_token
 from specplug_hf.host import HFHost
 
 
@@ -29,8 +30,3 @@ class HFState:
 
     def draft_reads(self, row: Hashable) -> int | None:
         return None
-
-
-def by_token(part: Tensor) -> Tensor:
-    """Keys or values [H, n, D] as [n, H * D], a copy."""
-    return part.transpose(0, 1).flatten(1).clone()

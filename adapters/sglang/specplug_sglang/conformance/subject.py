@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from specplug import Round, Speculator
 from specplug_conformance import Feature, Request, Watch
-from specplug_hf.conformance.subject import HFWorld
+from specplug_conformance.llama.world import LlamaWorld
 from specplug_sglang.conformance.scheduler import SteppedScheduler, start
 from specplug_sglang.conformance.state import SGLangState
 from specplug_sglang.worker import SpecplugWorker
@@ -33,7 +33,7 @@ class SGLangWorld:
 
     def __init__(self, seed: int, vocab: int, dtype: str) -> None:
         self.seed, self.vocab, self.dtype = seed, vocab, dtype
-        self.reference = HFWorld(seed, vocab, dtype)
+        self.reference = LlamaWorld(seed, vocab, dtype)
         self._folder = tempfile.TemporaryDirectory(prefix="specplug-conformance-")  # lives as long as this world
         self._target, draft = (Path(self._folder.name) / name for name in ("target", "draft"))
         self.reference.model.save_pretrained(self._target)
