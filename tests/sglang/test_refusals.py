@@ -12,7 +12,7 @@ import pytest
 
 REFUSALS = {
     "a backend that takes no tree mask": (
-        ["--attention-backend", "flex_attention"],
+        ["--attention-backend", "triton"],
         "needs --attention-backend torch_native",
     ),
     "pipeline parallelism": (["--pp-size", "2"], "does not serve --pp-size 2: a round needs the whole target"),

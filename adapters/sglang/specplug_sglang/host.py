@@ -156,13 +156,18 @@ class SGLangHost:
         return laws.draft_law(logits, self.schedule.sampling_info)
 
     def commit(self, batch: Batch, trees: TreeBatch, verdict: Verdict) -> Commit:
-        """Keep the accepted path's KV. SGLang appends the tokens, and cuts them where a request ends."""
+        """Keep the accepted path's KV. SGLang appends the tokens, and cuts them where a request ends.
+
+        What it will cut for length is left out of what is reported; stop tokens and strings it finds only later.
+        """
         if not (trees.num_nodes == 1 or (trees.shape is not None and trees.shape.is_chain)):
             self._move_path(verdict)
         if self.text is not None:
             self.text.append(self.indices, self.lengths + 1, verdict.tokens(trees))
         self.outcome = Outcome(self._result.logits_output, self._result.can_run_cuda_graph, trees, verdict)
-        return Commit(num_new=verdict.num_accepted + 1)
+        room = [self._room(req, n) for req, n in zip(self.schedule.reqs, self.lengths_cpu, strict=True)]
+        left = torch.tensor(room, device=self.device).clamp(min=1)
+        return Commit(num_new=torch.minimum(verdict.num_accepted + 1, left))
 
     def padded_tokens(self, sizes: Sequence[int]) -> int:
         """Rows are padded to the widest: SGLang's verify has one width."""
