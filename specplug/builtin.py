@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specplug.controllers import Auto, Fixed
+from specplug.controllers import Fixed, Goodput
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.hookspecs import Register, hookimpl
 from specplug.kv_policies import Full, Streaming
@@ -33,11 +33,14 @@ def specplug_register_trees(register: Register) -> None:
 @hookimpl
 def specplug_register_controllers(register: Register) -> None:
     register("fixed", Fixed)
-    register("auto", Auto)
+    register("auto", Goodput)  # over every drafter there is, unless one is named
+    register("goodput", Goodput)
 
 
 @hookimpl
 def specplug_register_commands(register: Register) -> None:
+    from specplug.commands import plan as plan_command  # noqa: PLC0415
     from specplug.commands import plugins as plugins_command  # noqa: PLC0415
 
+    register("plan", plan_command.add_parser)
     register("plugins", plugins_command.add_parser)

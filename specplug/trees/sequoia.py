@@ -35,27 +35,37 @@ class Sequoia(TreeBuilder):
 
 def best_tree(acceptance: Sequence[float], size: int, depth: int) -> TreeShape:
     """The `size` most probable draft nodes within `depth`; `acceptance` by rank must not rise."""
-    parents = [-1]
+    levels = [acceptance] * max(depth, 1)
+    return TreeShape.from_parents([-1, *(parent for parent, _ in grow(levels, size, depth))])
+
+
+def grow(levels: Sequence[Sequence[float]], size: int, depth: int) -> list[tuple[int, float]]:
+    """The `size` most probable draft nodes within `depth`, the most probable first: each one's parent and probability.
+
+    `levels[d][k]`: P(the child of rank k is the accepted one | its parent, at depth d, was), which must not rise with k;
+    beyond the last level given it is as there. Parents count the root as 0 and the nodes from 1 in this order.
+    """
+    nodes: list[tuple[int, float]] = []
     # (-probability, insertion order, parent, rank, depth): the order makes ties deterministic
     heap: list[tuple[float, int, int, int, int]] = []
     pushed = 0
 
     def push(probability: float, parent: int, rank: int, level: int) -> None:
         nonlocal pushed
-        if rank < len(acceptance) and level <= depth:
-            heapq.heappush(heap, (-probability * acceptance[rank], pushed, parent, rank, level))
+        ranks = levels[min(level, len(levels)) - 1]
+        if rank < len(ranks) and level <= depth:
+            heapq.heappush(heap, (-probability * ranks[rank], pushed, parent, rank, level))
             pushed += 1
 
-    reach = [1.0]  # probability of each kept node
+    reach = [1.0]  # probability of the root and each kept node
     push(1.0, 0, 0, 1)
-    while heap and len(parents) <= size:
+    while heap and len(nodes) < size:
         negative, _, parent, rank, level = heapq.heappop(heap)
-        node = len(parents)
-        parents.append(parent)
+        nodes.append((parent, -negative))
         reach.append(-negative)
-        push(reach[node], node, 0, level + 1)
+        push(-negative, len(nodes), 0, level + 1)
         push(reach[parent], parent, rank + 1, level)
-    return TreeShape.from_parents(parents)
+    return nodes
 
 
 def expected_tokens(shape: TreeShape, acceptance: Sequence[float]) -> float:
