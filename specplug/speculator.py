@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specplug.controllers import Arm, Auto, Controller, Memory
+from specplug.controllers import Arm, Controller, Goodput, Memory
 from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.errors import OptionError, UnsupportedError
 from specplug.host import Host, Need
@@ -49,7 +49,7 @@ class Speculator:
         policy = _resolve("kv_policies", self.kv_policy, KVPolicy)
         tree = _resolve("trees", self.tree, TreeBuilder)
         drafter = _resolve("drafters", self.drafter, Drafter, **_given(model=self.draft_model, kv_policy=policy))
-        self._controller: Controller = _resolve("controllers", self.controller, Controller) or Auto()
+        self._controller: Controller = _resolve("controllers", self.controller, Controller) or Goodput()
         self._shapes: list[TreeShape] | None = None if tree is None else [tree.build()]
         self._candidates: list[Drafter] = [drafter] if drafter is not None else self._default_drafters(policy)
         if isinstance(drafter, ModelDraft) and drafter.model is None:

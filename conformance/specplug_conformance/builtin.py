@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specplug.controllers import Auto, Fixed
+from specplug.controllers import Fixed, Goodput
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.kv_policies import Full, Streaming
 from specplug.trees import Chain, KAry, Sequoia
@@ -33,5 +33,6 @@ CASES = (
     Case("kary", "tree", lambda: KAry(2, 2)),
     Case("sequoia", "tree", lambda: Sequoia(9, 4)),
     Case("fixed", "controller", Fixed),
-    Case("auto", "controller", Auto),
+    Case("auto", "controller", Goodput),
+    Case("goodput", "controller", Goodput),
 )

@@ -1,8 +1,8 @@
 """Controllers: how much to speculate, down to nothing. One method a file."""
 
-from specplug.controllers.auto import Auto
 from specplug.controllers.base import Arm, Controller, Plan
 from specplug.controllers.fixed import Fixed
+from specplug.controllers.goodput import Goodput
 from specplug.controllers.memory import Memory
 
-__all__ = ["Arm", "Auto", "Controller", "Fixed", "Memory", "Plan"]
+__all__ = ["Arm", "Controller", "Fixed", "Goodput", "Memory", "Plan"]

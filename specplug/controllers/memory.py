@@ -1,92 +1,72 @@
-"""What controllers remember between generations: time and yield of each arm, by batch size and context."""
+"""What controllers remember between generations: how long rounds take, what was accepted, and what trying may cost."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-WINDOW = 25  # rounds whose median is an arm's time
+from specplug.acceptance import Acceptance
+from specplug.controllers.purse import Purse
+from specplug.cost.guess import TOKEN_SHARE, WEIGHTS, Guess
+from specplug.cost.online import OnlineCost
+from specplug.host import Host
 
+if TYPE_CHECKING:
+    from specplug.controllers.base import Arm
 
-@dataclass(slots=True)
-class Record:
-    """One arm's measured rounds in one situation."""
-
-    samples: int = 0  # rows and rounds that were measured
-    tokens: float = 0.0  # tokens a row and round, exponential average
-    seconds: float = 0.0  # of a round: lower median of the last few, so that a hiccup does not count
-    last_tried: int = 0  # the situation's round count when it was last tried
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-
-    def update(self, seconds: float, tokens: float, rows: int, weight: float) -> None:
-        """Add a round of `rows` rows that yielded `tokens` a row."""
-        self.recent.append(max(seconds, 1e-9))  # a coarse clock may say 0
-        self.seconds = sorted(self.recent)[(len(self.recent) - 1) // 2]
-        share = max(weight, rows / (self.samples + rows))  # a plain mean first, then exponential
-        self.tokens += share * (tokens - self.tokens)
-        self.samples += rows
-
-    @property
-    def rate(self) -> float:
-        """Tokens a row and second, drawn a little towards one token a round while little was measured."""
-        shrunk = (self.tokens * self.samples + 1.0) / (self.samples + 1)
-        return shrunk / self.seconds if self.samples else 0.0
-
-    def aged(self) -> Record:
-        """What it says about a neighbouring situation: a starting point, soon overruled by measurements there."""
-        return Record(min(self.samples, 3), self.tokens, self.seconds, 0, deque([self.seconds], maxlen=WINDOW))
+MODEL_SHARE = 0.2  # of the target's time that a draft's forward is guessed to take
 
 
 @dataclass(slots=True)
-class Situation:
-    """All arms at about one batch size and context."""
+class Learnt:
+    """What is known of one host: a model on a device, sampled or greedy alike."""
 
-    records: dict[str, Record] = field(default_factory=dict)
-    rounds: int = 0
-    inherited: bool = False  # started from a neighbour's records
+    cost: OnlineCost
+    purse: Purse = field(default_factory=Purse)
+    acceptance: dict[Hashable, Acceptance] = field(default_factory=dict)
+    reading: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds a token that a draft takes to read what it has missed
+    rounds: Counter[Hashable] = field(default_factory=Counter)  # by situation
+    tried: dict[tuple[Hashable, str], int] = field(
+        default_factory=dict
+    )  # the situation's round when an arm was last run
 
+    def tick(self, situation: Hashable, label: str) -> None:
+        """A round of the arm `label` has been run."""
+        self.rounds[situation] += 1
+        self.tried[situation, label] = self.rounds[situation]
 
-@dataclass(slots=True)
-class Ledger:
-    """`spare`: seconds that may still be spent on trying arms; None before plain decoding was measured.
-
-    `reading`: seconds a token that a drafter's model takes to read what it has missed.
-    """
-
-    spare: float | None = None
-    reading: dict[str, float] = field(default_factory=dict)
+    def waited(self, situation: Hashable, label: str) -> int:
+        """Rounds since the arm `label` was last run."""
+        return self.rounds[situation] - self.tried.get((situation, label), 0)
 
 
 class Memory:
-    """Situations and ledgers by host. Shared by the generations of one Speculator, also from several threads.
+    """`Learnt` by host. Shared by the generations of one Speculator, also from several threads.
 
     Two threads may overwrite each other's newest measurement; nothing worse.
     """
 
     def __init__(self) -> None:
-        self._situations: dict[tuple[Hashable, int, int], Situation] = {}
-        self._ledgers: dict[Hashable, Ledger] = {}
+        self._learnt: dict[Hashable, Learnt] = {}
         self._lock = threading.Lock()
 
-    def situation(self, host: Hashable, rows: int, context: int) -> Situation:
-        """The situation of a host's batches of about `rows` rows (bit length) and `context` tokens (bit length).
-
-        A new one starts from what is known of the nearest.
-        """
-        key = (host, rows, context)
-        found = self._situations.get(key)
-        if found is None:
-            with self._lock:
-                near = [k for k in self._situations if k[0] == host]
-                nearest = min(near, key=lambda k: abs(k[1] - rows) + abs(k[2] - context), default=None)
-                records = {} if nearest is None else dict(self._situations[nearest].records)
-                aged = {label: record.aged() for label, record in records.items() if record.samples}
-                found = self._situations.setdefault(key, Situation(aged, inherited=bool(aged)))
-        return found
-
-    def ledger(self, host: Hashable) -> Ledger:
-        """The ledger of a host, created on first use."""
+    def of(self, host: Host, arms: Sequence[Arm]) -> Learnt:
+        """What is known of `host`; at first nothing but a guess at how its times depend on what `arms` do."""
         with self._lock:
-            return self._ledgers.setdefault(host, Ledger())
+            return self._learnt.setdefault(host.key, Learnt(OnlineCost(guess(host, arms))))
+
+
+def guess(host: Host, arms: Sequence[Arm]) -> Guess:
+    """How times may depend on the load, from what little a host says of itself."""
+    device = getattr(getattr(host, "device", None), "type", "cpu")
+    return Guess(
+        weight_bytes=getattr(host, "weight_bytes", 0) or WEIGHTS,
+        kv_bytes=getattr(host, "kv_bytes", 0),
+        token_share=TOKEN_SHARE.get(device, TOKEN_SHARE["cuda"]),
+        drafts={arm.label: MODEL_SHARE for arm in arms if arm.drafter.drafts_with_model},
+    )

@@ -1,6 +1,6 @@
 import pytest
 
-from specplug.controllers import Auto, Fixed
+from specplug.controllers import Fixed, Goodput
 from specplug.drafters import NoDraft, PromptLookup
 from specplug.errors import OptionError, SpecplugError, UnknownNameError
 from specplug.kv_policies import Streaming
@@ -50,7 +50,7 @@ def test_an_option_twice():
         ("drafters", "none", NoDraft()),
         ("drafters", "prompt_lookup:ngram=5", PromptLookup(5)),
         ("controllers", "fixed", Fixed()),
-        ("controllers", "auto:allowance=1", Auto(allowance=1.0)),
+        ("controllers", "auto:allowance=1", Goodput(allowance=1.0)),
     ],
 )
 def test_build(kind, text, made):

@@ -2,7 +2,7 @@ import pytest
 
 import specplug
 from specplug import Speculator
-from specplug.controllers import Auto, Fixed
+from specplug.controllers import Fixed, Goodput
 from specplug.default import default_speculator, last_stats
 from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.errors import OptionError, SpecplugError, UnknownNameError
@@ -78,7 +78,7 @@ def test_defaults_choose_among_what_is_there():
     with_model = labels(draft_model=TARGET)
     assert with_model[0].startswith("ModelDraft/")
     assert with_model[-1] == "none"
-    assert isinstance(Speculator()._controller, Auto)
+    assert isinstance(Speculator()._controller, Goodput)
     assert not any(label.startswith("SelfDraft") for label in labels(kv_policy="full"))  # it would read all twice
 
 

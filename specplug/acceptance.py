@@ -1,0 +1,143 @@
+"""What has been seen of a drafter's acceptance: by depth for the most likely child, by rank for the others.
+
+`first[d]` = P(the first child is the accepted one | its parent, at depth d, was accepted); `later[k]` = P(the child of
+rank k + 1 is | the first is not). Sequoia's vector (arXiv 2402.12374, section 3) is `first` without its dependence on
+depth and `(1 - first) * later`; depth matters where a proposal is good or bad as a whole, as with n-grams.
+
+SmartSpec (arXiv 2406.14066) keeps one number a batch; here a row's own rate is shrunk to the batch's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from specplug.round import Round
+from specplug.tree import TreeShape, child_counts
+from specplug.trees.base import DEFAULT_ACCEPTANCE
+from specplug.trees.sequoia import non_rising
+
+DEPTHS, RANKS = 12, 8
+_LATER = tuple(p / (1 - DEFAULT_ACCEPTANCE[0]) for p in DEFAULT_ACCEPTANCE[1:])
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """Counts that fade: a round counts for `fading` of itself when the next one has been seen.
+
+    `prior` is what is believed of the first child before anything was seen, and `weight` how many trials that belief
+    is worth.
+    """
+
+    prior: float = 0.6
+    weight: float = 4.0
+    fading: float = 0.985
+    later_prior: Sequence[float] = _LATER
+    tried: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)
+    taken: list[float] = field(default_factory=lambda: [0.0] * DEPTHS)
+    missed: list[float] = field(
+        default_factory=lambda: [0.0] * RANKS
+    )  # the first was not taken, and there was a rank k + 1
+    later: list[float] = field(default_factory=lambda: [0.0] * RANKS)
+    rows: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # trials and takes of first children
+    proposing: float = 1.0  # share of the rounds in which anything was proposed for any row
+
+    @property
+    def samples(self) -> float:
+        """Trials at the root that still count: rows and rounds."""
+        return self.tried[0]
+
+    def first(self, doubt: float = 0.0) -> list[float]:
+        """P(first child taken) by depth. `doubt` in [0, 1]: how far towards certainty to lean."""
+        trials, takes = sum(self.tried), sum(self.taken)
+        pooled = (takes + self.weight * self.prior) / (trials + self.weight)
+        found = [
+            (taken + self.weight * pooled) / (tried + self.weight)
+            for tried, taken in zip(self.tried, self.taken, strict=True)
+        ]
+        return [p + (1 - p) * doubt for p in found]
+
+    def others(self) -> list[float]:
+        """P(child of rank k + 1 taken | the first was not), not rising with k."""
+        believed = zip(self.missed, self.later, self.later_prior, strict=False)
+        shares = [(taken + 2 * self.weight * prior) / (tried + 2 * self.weight) for tried, taken, prior in believed]
+        return list(non_rising(shares))
+
+    def of_row(self, row: Hashable) -> float:
+        """A row's rate over the batch's: below 1 for a row whose text is harder."""
+        tried, taken = self.rows.get(row, (0.0, 0.0))
+        trials = sum(self.tried)
+        if not trials or not tried:
+            return 1.0
+        pooled = (sum(self.taken) + self.weight * self.prior) / (trials + self.weight)
+        return ((taken + 4 * self.weight * pooled) / (tried + 4 * self.weight)) / pooled
+
+    def observe(self, finished: Round) -> None:
+        """Count what became of a round's trees. A row that proposed less than was planned has failed where it stopped."""
+        self._fade()
+        self.proposing += 0.1 * ((finished.trees.num_nodes > 1) - self.proposing)
+        taken = finished.verdict.num_accepted.tolist()
+        ranks = _ranks(finished)
+        counts = child_counts(finished.plan.shape)
+        for row, path, length in zip(finished.batch.rows, ranks, taken, strict=True):
+            self._count(row, path[:length], finished.plan.shape, counts)
+
+    def forget(self, rows: Iterable[Hashable]) -> None:
+        """These rows have left."""
+        for row in rows:
+            self.rows.pop(row, None)
+
+    def _fade(self) -> None:
+        for counts in (self.tried, self.taken, self.missed, self.later):
+            counts[:] = [count * self.fading for count in counts]
+
+    def _count(self, row: Hashable, path: Sequence[int], shape: TreeShape, counts: Sequence[int]) -> None:
+        """`path`: ranks of the accepted children, from the root on."""
+        node, tried, taken = 0, 0.0, 0.0
+        for depth in range(min(len(path) + 1, shape.depth, DEPTHS)):
+            children = counts[node]
+            if not children:
+                break
+            rank = path[depth] if depth < len(path) else None
+            self.tried[depth] += 1
+            tried += 1
+            if rank == 0:
+                self.taken[depth] += 1
+                taken += 1
+            else:
+                for k in range(min(children - 1, RANKS)):
+                    self.missed[k] += 1
+                if rank is not None and rank <= RANKS:
+                    self.later[rank - 1] += 1
+            if rank is None:
+                break
+            node = _child(shape, node, rank)
+        before = self.rows.get(row, (0.0, 0.0))
+        self.rows[row] = (before[0] * 0.95 + tried, before[1] * 0.95 + taken)
+
+
+def _child(shape: TreeShape, node: int, rank: int) -> int:
+    """The child of `node` of that rank; the root's place if there is none, which has no use."""
+    seen = -1
+    for place in range(node + 1, shape.num_nodes):
+        if shape.parents[place] == node:
+            seen += 1
+            if seen == rank:
+                return place
+    return 0
+
+
+def _ranks(finished: Round) -> list[list[int]]:
+    """For every row, which child of its parent each accepted node is."""
+    trees, path = finished.trees, finished.verdict.path.tolist()
+    if trees.shape is not None and trees.shape.is_chain:
+        return [[0] * (len(nodes) - 1) for nodes in path]
+    children = trees.children.expand(trees.num_rows, -1, -1).tolist()
+    return [
+        [
+            children[row][parent].index(node) if node in children[row][parent] else 0
+            for parent, node in itertools.pairwise(nodes)
+        ]
+        for row, nodes in enumerate(path)
+    ]

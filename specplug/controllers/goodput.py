@@ -1,0 +1,251 @@
+"""`goodput`: as many expected tokens a second as can be had, from expected tokens over predicted time.
+
+SmartSpec (arXiv 2406.14066): speculate as much as raises goodput, down to nothing. Sequoia's adaptive form: the tree's
+size and depth that maximise G(n, d) / (T_target(n) + d T_draft), for the present batch and context. The acceptance is
+learnt per drafter, by depth and rank (acceptance.py), the times by what rounds took (cost/online.py), so that a few
+rounds with one tree say what any other tree of that drafter would yield and cost.
+
+A drafter is worth trying while its potential beats the best: its yield if it were as good as what was seen of it leaves
+room for, the more the less was seen or the longer ago. What trying may lose is kept in a purse, so that a useless draft is
+given up after a few rounds and looked at again now and then: nothing is for ever, also not plain decoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from specplug.acceptance import Acceptance
+from specplug.controllers.base import Arm, Controller, Plan
+from specplug.controllers.memory import Memory
+from specplug.controllers.trees import candidates, shape_of
+from specplug.cost.online import Scale
+from specplug.host import Batch, Host
+from specplug.round import Round
+from specplug.tree import ROOT_ONLY, TreeShape
+
+LITTLE = 64  # tokens a row that a draft may have missed without anybody counting
+READING = 50  # a draft reads a token in so small a part of a decode step's share of a row, before it was measured
+FIRST = 32  # draft tokens over all rows that an untried drafter may propose
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An arm with the tree that suits it best now. `tokens` expected a row, `seconds` predicted for the round."""
+
+    arm: Arm
+    shape: TreeShape
+    tokens: float
+    seconds: float
+    samples: float = 0.0  # rows and rounds that were seen of it and still count
+
+    @property
+    def rate(self) -> float:
+        """Tokens a row and second."""
+        return self.tokens / self.seconds
+
+
+@dataclass
+class Goodput(Controller):
+    """`allowance`: share of the time that trying may lose. `interval`: rounds between two looks at the trees' sizes."""
+
+    allowance: float = 0.02
+    credit: float = 2.0  # rounds of plain decoding that trying may lose at first
+    reinvest: float = 0.05  # share of the time that trying may lose besides, out of what speculation gained
+    margin: float = 1.03  # something else must be better by so much to take over
+    patience: int = 60  # rounds after which what was seen counts half
+    interval: int = 8
+    stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
+
+    needs_baseline = True
+
+    def setup(self, host: Host, memory: Memory) -> None:
+        self.arms = (*_widest(self.arms[:-1]), self.arms[-1])
+        self._baseline = self.arms[-1]
+        self._learnt = memory.of(host, self.arms)
+        self._purse, self._cost = self._learnt.purse, self._learnt.cost
+        self._current: str | None = None
+        self._standing: Standing | None = None
+        self._unread: dict[str, int] = {}  # by arm, as of the last plan: tokens its draft would have to read
+        self._warm: set[str] = set()  # arms whose caches have caught up in this generation
+
+    # --- planning
+
+    def plan(self, batch: Batch) -> Plan:
+        situation = _situation(batch)
+        plain = self._plain(batch)
+        if self._cost.tried(plain, situation) < (1 if self._cost.knows(situation) else 2):
+            return Plan(self._baseline, ROOT_ONLY)  # loses nothing, and is what everything else is measured against
+        chosen = self._decision(batch, situation)
+        if chosen.arm.drafter.drafts_with_model and chosen.arm.label not in self._warm:
+            return Plan(
+                chosen.arm, chosen.shape.cut(min(1, batch.room - 1))
+            )  # its caches catch up: not to be measured yet
+        return Plan(chosen.arm, chosen.shape if batch.sampling else chosen.shape.cut(batch.room - 1))
+
+    def _decision(self, batch: Batch, situation: Hashable) -> Option:
+        """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
+        key = (situation, batch.num_rows, min(batch.room, 16))
+        rounds = self._learnt.rounds[situation]
+        standing = self._standing
+        if standing is not None and standing.key == key and rounds < standing.until:
+            return standing.option
+        options = [option for arm in self.arms if (option := self._option(arm, batch, situation)) is not None]
+        best = self._best(options)
+        trial = self._trial(options, best, batch, situation)
+        if trial is not None:
+            self._standing = None
+            return trial
+        # looked at often while little is known of it
+        sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
+        self._standing = Standing(key, rounds + sure, best)
+        return best
+
+    def _best(self, options: list[Option]) -> Option:
+        def rate(option: Option) -> float:
+            held = option.arm.label == self._current or option.arm is self._baseline
+            return option.rate * (self.margin if held else 1.0)
+
+        known = [option for option in options if option.arm is self._baseline or option.samples]
+        best = max(reversed(known), key=rate)  # plain decoding stands last and wins ties
+        self._current = best.arm.label
+        return best
+
+    def _trial(self, options: list[Option], best: Option, batch: Batch, situation: Hashable) -> Option | None:
+        """The option with the most potential, if it has more than the best and its likely loss can be afforded."""
+        chosen, most = None, best.rate
+        for option in options:
+            if option.arm is best.arm:
+                continue
+            hopeful = self._hope(option, batch, situation)
+            if (
+                hopeful is not None
+                and hopeful.rate > most
+                and self._purse.affords(self._loss(option, best, options[-1]))
+            ):
+                chosen, most = hopeful, hopeful.rate
+        return chosen
+
+    def _loss(self, option: Option, best: Option, plain: Option) -> float:
+        """Seconds that a round of `option` will probably lose."""
+        if option is plain:
+            return -math.inf  # never unaffordable
+        if option.samples:
+            return max(0.0, option.seconds * (1 - option.rate / best.rate))
+        loss = plain.seconds * (1.0 if option.arm.drafter.drafts_with_model else 0.3)
+        # once its caches have caught up: do not let that have been for nothing
+        return loss - 2 * plain.seconds if option.arm.label in self._warm else loss
+
+    def _hope(self, option: Option, batch: Batch, situation: Hashable) -> Option | None:
+        """`option` as good as what was seen of it leaves room for; less room, the more was seen and the more lately."""
+        kept = 0.5 ** (self._learnt.waited(situation, option.arm.label) / self.patience)
+        if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
+            rounds = self._cost.tried(self._plain(batch), situation) * kept
+            return replace(option, tokens=1 + min(0.3, 0.3 / math.sqrt(max(rounds, 1e-3))))
+        return self._option(option.arm, batch, situation, doubt=1 / (1 + option.samples * kept))
+
+    def _option(self, arm: Arm, batch: Batch, situation: Hashable, doubt: float = 0.0) -> Option | None:
+        """`arm` with its best tree; None if it cannot pay here."""
+        plain = self._cost.seconds(self._plain(batch), situation)
+        if arm is self._baseline:
+            return Option(arm, ROOT_ONLY, 1.0, plain)
+        if batch.context < arm.min_context or batch.room < 2 or not self._can_pay(arm, batch, plain):
+            return None
+        seen = self._acceptance(arm, batch)
+        # what nobody has seen is tried with a small tree: what it costs is a guess too
+        size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
+        first, later, chain = seen.first(doubt), seen.others(), arm.shape.is_chain
+        trees = candidates(first, later, chain, size, min(arm.shape.depth, batch.room - 1))
+        works = [self._scale(arm, batch, tree.size + 1, tree.depth) for tree in trees]
+        # a drafter that finds nothing to propose costs a plain round
+        costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._cost.price(works, situation)]
+        seconds, tree = max(zip(costs, trees, strict=True), key=lambda priced: priced[1].tokens / priced[0])
+        return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples)
+
+    def _can_pay(self, arm: Arm, batch: Batch, plain: float) -> bool:
+        """Whether what `arm`'s draft has not read yet (a prompt, at first) can pay within the tokens that are left."""
+        unread = arm.drafter.unread(batch)
+        if unread <= LITTLE * batch.num_rows:
+            return True
+        guess = plain / batch.num_rows / READING
+        if unread * self._learnt.reading.get(arm.label, guess) > self.stake * batch.room * plain:
+            return False
+        self._unread[arm.label] = unread
+        return True
+
+    # --- learning
+
+    def observe(self, finished: Round) -> None:
+        arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.total
+        situation = _situation(batch)
+        self._learnt.tick(situation, arm.label)
+        caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
+        self._warm.add(arm.label)
+        self._learn_reading(arm, finished.seconds.draft)
+        self._settle(finished, situation, caught_up)
+        if finished.plan.shape.size:
+            self._acceptance(arm, batch).observe(finished)
+        if caught_up:
+            depth = finished.plan.shape.depth
+            self._cost.observe(self._scale(arm, batch, finished.trees.num_nodes, depth), situation, seconds)
+
+    def _learn_reading(self, arm: Arm, seconds: float) -> None:
+        unread = self._unread.get(arm.label, 0)
+        self._unread.clear()
+        if unread:
+            self._learnt.reading[arm.label] = seconds / unread
+
+    def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
+        """Book what the round gained or lost against plain decoding."""
+        arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.total
+        if not self._cost.tried(self._plain(batch), situation):
+            return
+        plain = self._cost.seconds(self._plain(batch), situation)
+        if self._purse.spare is None:
+            self._purse.spare = self.credit * plain
+        gain = sum(finished.commit.counts) / batch.num_rows * plain - seconds if finished.plan.shape.size else 0.0
+        if arm.label == self._current:  # no trial, but what seems best: without the round's luck
+            gain = max(0.0, gain)
+        elif not caught_up:
+            gain = max(gain, -2 * plain)  # a long prompt must not cost an arm its trial
+        self._purse.earn(seconds, gain, self.allowance, self.reinvest, most=20 * plain)
+
+    # --- what things are
+
+    def _acceptance(self, arm: Arm, batch: Batch) -> Acceptance:
+        return self._learnt.acceptance.setdefault((arm.label, batch.sampling), Acceptance())
+
+    def _plain(self, batch: Batch) -> Scale:
+        return self._scale(self._baseline, batch, 1, 0)
+
+    def _scale(self, arm: Arm, batch: Batch, nodes: int, depth: int) -> Scale:
+        """A round in which every row verifies `nodes`; the context is the most that it can be, for lengths are on the device."""
+        rows = batch.num_rows
+        label = arm.label if nodes > 1 else self._baseline.label
+        steps = depth if arm.drafter.drafts_with_model else 0
+        return Scale(label, rows, rows * nodes, steps if nodes > 1 else 0, rows * batch.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A decision and how long it stands: for batches like `key`, until the situation's round `until`."""
+
+    key: Hashable
+    until: int
+    option: Option
+
+
+def _situation(batch: Batch) -> Hashable:
+    """What rounds take and yield about the same: whether sampled, about how many rows, about how long they are."""
+    return batch.sampling, batch.num_rows.bit_length(), batch.context.bit_length()
+
+
+def _widest(arms: Sequence[Arm]) -> list[Arm]:
+    """One arm for each drafter, the one with its largest tree: any smaller one may be chosen."""
+    found: dict[int, Arm] = {}
+    for arm in arms:
+        best = found.get(id(arm.drafter))
+        if best is None or arm.shape.size > best.shape.size:
+            found[id(arm.drafter)] = arm
+    return list(found.values())
