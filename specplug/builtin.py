@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specplug.controllers import Fixed, Goodput
+from specplug.controllers import BatchTable, Fixed, Goodput, Slo
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.hookspecs import Register, hookimpl
 from specplug.kv_policies import Full, Streaming
@@ -34,7 +34,9 @@ def specplug_register_trees(register: Register) -> None:
 def specplug_register_controllers(register: Register) -> None:
     register("fixed", Fixed)
     register("auto", Goodput)  # over every drafter there is, unless one is named
+    register("batch_table", BatchTable)
     register("goodput", Goodput)
+    register("slo", Slo)
 
 
 @hookimpl

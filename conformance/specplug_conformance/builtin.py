@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specplug.controllers import Fixed, Goodput
+from specplug.controllers import BatchTable, Fixed, Goodput, Slo
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.kv_policies import Full, Streaming
 from specplug.trees import Chain, KAry, Sequoia
@@ -35,4 +35,6 @@ CASES = (
     Case("fixed", "controller", Fixed),
     Case("auto", "controller", Goodput),
     Case("goodput", "controller", Goodput),
+    Case("batch_table", "controller", lambda: BatchTable("1-3/2-2/3-0")),
+    Case("slo", "controller", lambda: Slo(ms=1.0)),
 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm, Controller, Plan
 from specplug.controllers.memory import Memory
-from specplug.controllers.trees import candidates, shape_of
+from specplug.controllers.trees import Candidate, candidates, shape_of
 from specplug.cost.online import Scale
 from specplug.host import Batch, Host
 from specplug.round import Round
@@ -103,28 +103,26 @@ class Goodput(Controller):
         return best
 
     def _best(self, options: list[Option]) -> Option:
-        def rate(option: Option) -> float:
+        def worth(option: Option) -> float:
             held = option.arm.label == self._current or option.arm is self._baseline
-            return option.rate * (self.margin if held else 1.0)
+            return self._worth(option) * (self.margin if held else 1.0)
 
         known = [option for option in options if option.arm is self._baseline or option.samples]
-        best = max(reversed(known), key=rate)  # plain decoding stands last and wins ties
+        best = max(reversed(known), key=worth)  # plain decoding stands last and wins ties
         self._current = best.arm.label
         return best
 
     def _trial(self, options: list[Option], best: Option, batch: Batch, situation: Hashable) -> Option | None:
         """The option with the most potential, if it has more than the best and its likely loss can be afforded."""
-        chosen, most = None, best.rate
+        chosen, most = None, self._worth(best)
         for option in options:
             if option.arm is best.arm:
                 continue
             hopeful = self._hope(option, batch, situation)
-            if (
-                hopeful is not None
-                and hopeful.rate > most
-                and self._purse.affords(self._loss(option, best, options[-1]))
-            ):
-                chosen, most = hopeful, hopeful.rate
+            if hopeful is None or self._worth(hopeful) <= most:
+                continue
+            if self._purse.affords(self._loss(option, best, options[-1])):
+                chosen, most = hopeful, self._worth(hopeful)
         return chosen
 
     def _loss(self, option: Option, best: Option, plain: Option) -> float:
@@ -160,8 +158,16 @@ class Goodput(Controller):
         works = [self._scale(arm, batch, tree.size + 1, tree.depth) for tree in trees]
         # a drafter that finds nothing to propose costs a plain round
         costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._cost.price(works, situation)]
-        seconds, tree = max(zip(costs, trees, strict=True), key=lambda priced: priced[1].tokens / priced[0])
+        seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
         return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples)
+
+    def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
+        """The best of one drafter's trees, with the seconds of a round."""
+        return max(priced, key=lambda p: p[1].tokens / p[0])
+
+    def _worth(self, option: Option) -> float:
+        """What is compared between drafters, plain decoding included."""
+        return option.rate
 
     def _can_pay(self, arm: Arm, batch: Batch, plain: float) -> bool:
         """Whether what `arm`'s draft has not read yet (a prompt, at first) can pay within the tokens that are left."""

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from specplug.controllers import Arm, Fixed, Goodput, Memory
+from specplug import OptionError
+from specplug.controllers import Arm, BatchTable, Fixed, Goodput, Memory, Slo
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup
 from specplug.host import Commit
 from specplug.round import Seconds
@@ -271,6 +272,42 @@ def test_goodput_with_nothing_to_choose_from():
 def test_one_arm_for_each_drafter_with_its_largest_tree():
     goodput = Goodput().open(World().arms(), HOST, Memory())
     assert [arm.label for arm in goodput.arms] == ["big", "lookup", "none"]
+
+
+def plan_of(controller, rows, room=100):
+    plan = controller.plan(batch_of(rows, 100, room))
+    return plan.arm.label, plan.shape.depth
+
+
+def test_the_table_says_how_deep_by_the_batch():
+    table = BatchTable("2-6/4-3/16-0").open(World().arms(), HOST, Memory())
+    assert [plan_of(table, rows) for rows in (1, 2, 3, 4, 15, 16, 99)] == [
+        ("tree", depth) for depth in (4, 4, 4, 3, 3, 0, 0)
+    ]
+    assert plan_of(table, 1, room=2) == ("tree", 1)
+
+
+@pytest.mark.parametrize("table", ["", "4", "4-2/1-3", "1-2/1-3", "1--2", "0-3", "a-b"])
+def test_a_table_that_is_none_is_refused(table):
+    with pytest.raises(OptionError, match="batch sizes that rise"):
+        BatchTable(table)
+
+
+def test_the_objective_is_met_with_the_least_work():
+    """A plain round takes 1000 ms here; the draft model can bring a token to some 650."""
+    sizes = {}
+    for ms in (2000.0, 850.0, 10.0):
+        memory, world = Memory(), replace(GOOD_MODEL, noise=0.02)
+        simulate(world, 600, seed=1, memory=memory, controller=Slo(ms=ms))
+        slo = Slo(ms=ms).open(world.arms(), HOST, memory)
+        list(run_rounds(slo, 1, context=600))
+        speed, spent = simulate(world, 600, seed=2, memory=memory, controller=Slo(ms=ms))
+        sizes[ms] = (speed, spent["none"] / sum(spent.values()))
+    assert sizes[2000.0][1] > 0.9  # plain decoding is fast enough
+    assert 1000 / sizes[850.0][0] < 900  # about met, and with less than goodput would do
+    assert sizes[850.0][0] < sizes[10.0][0] and sizes[10.0][0] > 1.3  # never met: as fast as can be
+    with pytest.raises(OptionError, match="slo: ms=0.* must be a positive"):
+        Slo(ms=0)
 
 
 def test_fixed_does_what_it_is_told_and_cuts_at_the_end():

@@ -44,7 +44,7 @@ def test_built_ins_are_registered_through_the_same_hooks():
     assert known.names("drafters") == ["model", "none", "prompt_lookup", "self"]
     assert known.names("kv_policies") == ["full", "streaming"]
     assert known.names("trees") == ["chain", "kary", "sequoia"]
-    assert known.names("controllers") == ["auto", "fixed", "goodput"]
+    assert known.names("controllers") == ["auto", "batch_table", "fixed", "goodput", "slo"]
     assert {plugin.source for plugin in known.all()} == {"specplug"}
 
 
