@@ -56,7 +56,8 @@ def _levels(first: Sequence[float], later: Sequence[float]) -> list[tuple[float,
 
 @lru_cache(maxsize=512)
 def _candidates(first: tuple[float, ...], later: tuple[float, ...], size: int, depth: int) -> tuple[Candidate, ...]:
-    levels, found = _levels(first, later), {}
+    levels = _levels(first, later)
+    found: dict[tuple[int, int], Candidate] = {}
     caps = [depth] if not later else sorted({cap for cap in DEPTHS if cap < depth} | {depth})
     for cap in caps:
         tokens, depths = 1.0, [0]

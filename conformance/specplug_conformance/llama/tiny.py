@@ -16,7 +16,7 @@ def tiny(
     vocab: int = 97,
     scale: float = 0.25,
     **config: Any,
-) -> LlamaForCausalLM:
+) -> Any:
     """A random Llama in eval mode. `scale`: standard deviation of the weights; `config` overrides its settings."""
     settings = dict(
         vocab_size=vocab, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -32,7 +32,7 @@ def tiny(
 
 def disturbed(model: PreTrainedModel, noise: float, seed: int = 1) -> Any:
     """A copy of `model` that often agrees with it, and often does not."""
-    draft = copy.deepcopy(model)
+    draft: Any = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in draft.parameters():

@@ -31,8 +31,8 @@ class LlamaWorld:
 
     def __init__(self, seed: int, vocab: int, dtype: str) -> None:
         self.seed, self.vocab, self.dtype = seed, vocab, dtype
-        sizes = dict(hidden_size=32, intermediate_size=48, bos_token_id=None, max_position_embeddings=128)
-        self.model = tiny(seed, "float64", vocab=vocab, scale=0.3, **sizes)
+        sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=48, bos_token_id=None, max_position_embeddings=128)
+        self.model: Any = tiny(seed, "float64", vocab=vocab, scale=0.3, **sizes)
         self.draft: Any = disturbed(self.model, 0.1, seed + 1).to(getattr(torch, dtype))
         self.model.to(getattr(torch, dtype))
 
@@ -49,7 +49,7 @@ class LlamaWorld:
 
     @torch.no_grad()
     def fresh(self, tokens: Sequence[int]) -> list[Tensor]:
-        cache = DynamicCache(config=self.model.config)
+        cache: Any = DynamicCache(config=self.model.config)
         self.model(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True)
         return [by_token(part[0]) for layer in cache.layers for part in (layer.keys, layer.values)]
 
