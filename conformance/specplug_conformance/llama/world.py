@@ -45,7 +45,8 @@ class LlamaWorld:
         ids = torch.nn.functional.pad(call["input_ids"], (padding, 0), value=PAD)
         mask = torch.nn.functional.pad(call["attention_mask"], (padding, 0), value=0)
         call |= {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 1}
-        return self.model.generate(**call, return_dict_in_generate=True, output_scores=True).scores[0][0]
+        found: Tensor = self.model.generate(**call, return_dict_in_generate=True, output_scores=True).scores[0][0]
+        return found
 
     @torch.no_grad()
     def fresh(self, tokens: Sequence[int]) -> list[Tensor]:
