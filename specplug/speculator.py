@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specplug.controllers import Arm, Controller, Goodput, Memory
+from specplug.controllers.trees import SIZES
 from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.errors import OptionError, UnsupportedError
 from specplug.host import Host, Need
@@ -96,6 +97,13 @@ class Speculator:
         """
         chosen = [shape for drafter in self._candidates for shape in self._shapes_of(drafter)]
         return tuple(dict.fromkeys([*(shape for shape in chosen if shape != ROOT_ONLY), ROOT_ONLY]))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Nodes a row, the root included, that a verify may have, ascending: what a server captures graphs for."""
+        fixed = {shape.num_nodes for shape in self.shapes}
+        smaller = {size + 1 for size in SIZES if size < self.max_nodes} if self._controller.resizes else set()
+        return tuple(sorted(fixed | smaller))
 
     def remembering(self, memory: Memory) -> Speculator:
         """This Speculator, learning into `memory` (so that what was learnt outlives it)."""

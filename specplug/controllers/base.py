@@ -38,6 +38,7 @@ class Controller:
     """Base of the controllers. `open` makes the working copy that one generation uses."""
 
     needs_baseline = False  # whether it wants an arm that drafts nothing beside the others
+    resizes = False  # whether it chooses among trees of every size up to an arm's
     arms: tuple[Arm, ...]
 
     def open(self, arms: Sequence[Arm], host: Host, memory: Memory) -> Self:

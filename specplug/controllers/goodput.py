@@ -59,6 +59,7 @@ class Goodput(Controller):
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
 
     needs_baseline = True
+    resizes = True
 
     def setup(self, host: Host, memory: Memory) -> None:
         self.arms = (*_widest(self.arms[:-1]), self.arms[-1])

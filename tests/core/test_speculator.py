@@ -158,3 +158,9 @@ def test_the_module_has_a_speculator_that_remembers():
 def test_every_public_name_exists_and_is_sorted():
     assert specplug.__all__ == sorted(specplug.__all__, key=lambda name: (name[0].islower(), name))
     assert all(hasattr(specplug, name) for name in specplug.__all__)
+
+
+def test_widths_are_what_a_verify_may_have():
+    assert Speculator(drafter="prompt_lookup", tree="chain:length=5", controller="fixed").widths == (1, 6)
+    assert Speculator(drafter="prompt_lookup", tree="chain:length=5").widths == (1, 2, 3, 4, 5, 6)
+    assert Speculator(drafter="none", controller="fixed").widths == (1,)

@@ -44,7 +44,7 @@ def capture_graphs(host: SGLangHost, speculator: Speculator) -> Graphs:
 def _verify_graphs(runner: Any, speculator: Speculator) -> VerifyGraphs:
     own = runner.decode_cuda_graph_runner.captured_req_width
     made = VerifyGraphs(runner, own)
-    for width in sorted({shape.num_nodes for shape in speculator.shapes} - {own}, reverse=True):
+    for width in sorted(set(speculator.widths) - {own}, reverse=True):
         made.capture(width, lambda width: _capture_width(runner, width, own), _on_every_rank)
     logger.info("specplug: CUDA graphs for verifies of %s nodes.", made.widths)
     return made
