@@ -80,8 +80,12 @@ class DraftRunner(Protocol):
         """Read what was committed since the last round, the root included; logits at the root, [B, 1, V]."""
         ...
 
-    def extend(self, tokens: Tensor, level: int) -> Tensor:
-        """Forward the nodes of `level` (1, 2, ...), `tokens` [B, w]; logits at them, [B, w, V]."""
+    def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
+        """Forward the nodes of `level` (1, 2, ...), `tokens` [B, w]; logits at them, [B, w, V].
+
+        `ancestors` [B, n, n] bool: of the n nodes forwarded so far, these and the root included, where rows differ and
+        the tree to be verified will be another one; what was drafted is not kept then. None: as in the shape.
+        """
         ...
 
 
@@ -92,6 +96,10 @@ class Host(Protocol):
     device: torch.device
     capabilities: frozenset[Need]
     key: Hashable  # what measured times hold for: model, device, dtype
+    identity: tuple[
+        str, str, str
+    ]  # model, device, dtype: names that survive the process, for a profile (cost/identity.py)
+    weight_bytes: float  # bytes of the target's weights that a forward reads; 0: not known
     kv_bytes: int  # bytes of one token's keys and values over all layers, for the estimate of what was read
 
     def batch(self) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from specplug.controllers import Arm, Controller, Goodput, Memory
 from specplug.controllers.trees import SIZES
+from specplug.cost.profile import Profile, read_profile
 from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.errors import OptionError, UnsupportedError
 from specplug.host import Host, Need
@@ -30,7 +32,9 @@ class Speculator:
     `drafter`: a name (`"self"`, `"model"`, `"prompt_lookup"`, `"none"`, a plugin's), with options
     (`"prompt_lookup:ngram=4"`), or a `Drafter`. `draft_model`: the draft, as the adapter takes it (a loaded model, a
     path). `kv_policy`, `tree`, `controller`: names, with options, or objects. `kernel`: attention kernel. `seed`: seed
-    of the sampled draws, or one for each row of the batch; None draws one from the framework's generator. May be used by several threads at once.
+    of the sampled draws, or one for each row of the batch; None draws one from the framework's generator. `profile`: what
+    `specplug calibrate` measured of this model and device (its file, or a `Profile`), for planning to start from. May be
+    used by several threads at once.
 
     Raises `SpecplugError` here, at construction, for whatever can be known to be wrong.
     """
@@ -42,6 +46,7 @@ class Speculator:
     controller: str | Controller = AUTO
     kernel: str = AUTO
     seed: int | Sequence[int] | None = None
+    profile: str | os.PathLike[str] | Profile | None = None
     stats: SpecStats = field(default_factory=SpecStats, init=False, repr=False, compare=False)
     _memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
@@ -51,7 +56,9 @@ class Speculator:
         tree = _resolve("trees", self.tree, TreeBuilder)
         drafter = _resolve("drafters", self.drafter, Drafter, **_given(model=self.draft_model, kv_policy=policy))
         self._controller: Controller = _resolve("controllers", self.controller, Controller) or Goodput()
+        self._memory = Memory(_read(self.profile))
         self._shapes: list[TreeShape] | None = None if tree is None else [tree.build()]
+        self._grown: bool = tree is not None and tree.grown
         self._candidates: list[Drafter] = [drafter] if drafter is not None else self._default_drafters(policy)
         if isinstance(drafter, ModelDraft) and drafter.model is None:
             raise OptionError("drafter='model' needs a draft: pass draft_model=... (a loaded model or a path).")
@@ -111,7 +118,9 @@ class Speculator:
         return self
 
     def open(self, host: Host) -> Session:
-        """The working state of one generation on `host`."""
+        """The working state of one generation on `host`. Raises `OptionError` if the profile is of something else."""
+        if self._memory.profile is not None:
+            self._memory.profile.check(*host.identity)
         return Session(host, list(self._arms(host)), self._controller, self._memory)
 
     def finish(self, session: Session) -> None:
@@ -119,8 +128,16 @@ class Speculator:
         with self._lock:
             self.stats = session.stats
 
-    def check(self, capabilities: frozenset[Need], vocab_size: int, host_name: str) -> None:
-        """Raise what `open` would raise, before there is a host."""
+    def check(
+        self,
+        capabilities: frozenset[Need],
+        vocab_size: int,
+        host_name: str,
+        identity: tuple[str, str, str] | None = None,
+    ) -> None:
+        """Raise what `open` would raise, before there is a host. `identity`: the host's, if it is known."""
+        if identity is not None and self._memory.profile is not None:
+            self._memory.profile.check(*identity)
         for drafter in self._usable(capabilities, host_name):
             for shape in self._shapes_of(drafter):
                 _check_branching(shape, vocab_size)
@@ -142,7 +159,8 @@ class Speculator:
             opened = drafter.open(host)
             for shape in self._shapes_of(drafter):
                 _check_branching(shape, host.vocab_size)
-                yield Arm(_label(drafter, shape), opened, shape, _min_context(drafter))
+                grown = self._grown and drafter.drafts_with_model
+                yield Arm(_label(drafter, shape, grown), opened, shape, _min_context(drafter), grown)
         if not served or (self._controller.needs_baseline and not isinstance(self._candidates[-1], NoDraft)):
             yield Arm("none", NoDraft().open(host), ROOT_ONLY)
 
@@ -163,9 +181,9 @@ def _min_context(drafter: Drafter) -> int:
     return 0
 
 
-def _label(drafter: Drafter, shape: TreeShape) -> str:
-    kind = "chain" if shape.is_chain else "tree"
-    return f"{type(drafter).__name__}/{kind}:{shape.size}" + ("" if shape.is_chain else f"x{shape.depth}")
+def _label(drafter: Drafter, shape: TreeShape, grown: bool) -> str:
+    kind = "grown" if grown else "chain" if shape.is_chain else "tree"
+    return f"{type(drafter).__name__}/{kind}:{shape.size}" + ("" if kind == "chain" else f"x{shape.depth}")
 
 
 def _check_needs(drafter: Drafter, capabilities: frozenset[Need], host_name: str, asked: object) -> None:
@@ -183,6 +201,14 @@ def _check_branching(shape: TreeShape, vocab_size: int) -> None:
             f"The tree has a node with {max(child_counts(shape))} children, the vocabulary {vocab_size} tokens; "
             "choose a narrower tree."
         )
+
+
+def _read(profile: object) -> Profile | None:
+    if profile is None or isinstance(profile, Profile):
+        return profile
+    if isinstance(profile, str | os.PathLike):
+        return read_profile(os.fspath(profile))
+    raise OptionError(f"profile: expected a file or a Profile, got {profile!r} of type {type(profile).__name__}.")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from specplug.controllers import BatchTable, Fixed, Goodput, Slo
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.kv_policies import Full, Streaming
-from specplug.trees import Chain, KAry, Sequoia
+from specplug.trees import Chain, Dynamic, KAry, Sequoia
 from specplug_conformance.case import Case
 from specplug_conformance.toy.subject import ToySubject
 
@@ -30,6 +30,7 @@ CASES = (
     Case("full", "kv_policy", Full),
     Case("streaming", "kv_policy", lambda: Streaming(sink=2, window=5)),
     Case("chain", "tree", lambda: Chain(4)),
+    Case("dynamic", "tree", lambda: Dynamic(8, 3)),
     Case("kary", "tree", lambda: KAry(2, 2)),
     Case("sequoia", "tree", lambda: Sequoia(9, 4)),
     Case("fixed", "controller", Fixed),

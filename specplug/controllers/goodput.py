@@ -13,37 +13,22 @@ given up after a few rounds and looked at again now and then: nothing is for eve
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm, Controller, Plan
 from specplug.controllers.memory import Memory
-from specplug.controllers.trees import Candidate, candidates, shape_of
+from specplug.controllers.option import Option, Standing, budget_of, situation_of, widest
+from specplug.controllers.reading import Reading
+from specplug.controllers.rows import sizes_by_row
+from specplug.controllers.trees import Candidate, candidates, nodes_of, shape_of
 from specplug.cost.online import Scale
 from specplug.host import Batch, Host
 from specplug.round import Round
-from specplug.tree import ROOT_ONLY, TreeShape
+from specplug.tree import ROOT_ONLY
 
-LITTLE = 64  # tokens a row that a draft may have missed without anybody counting
-READING = 50  # a draft reads a token in so small a part of a decode step's share of a row, before it was measured
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """An arm with the tree that suits it best now. `tokens` expected a row, `seconds` predicted for the round."""
-
-    arm: Arm
-    shape: TreeShape
-    tokens: float
-    seconds: float
-    samples: float = 0.0  # rows and rounds that were seen of it and still count
-
-    @property
-    def rate(self) -> float:
-        """Tokens a row and second."""
-        return self.tokens / self.seconds
 
 
 @dataclass
@@ -62,19 +47,22 @@ class Goodput(Controller):
     resizes = True
 
     def setup(self, host: Host, memory: Memory) -> None:
-        self.arms = (*_widest(self.arms[:-1]), self.arms[-1])
+        self.arms = (*widest(self.arms[:-1]), self.arms[-1])
         self._baseline = self.arms[-1]
         self._learnt = memory.of(host, self.arms)
         self._purse, self._cost = self._learnt.purse, self._learnt.cost
+        self._reading = Reading(self._learnt.reading, self.stake)
+        padded = getattr(host, "padded_tokens", None)
+        self._padded_tokens: Callable[[Sequence[int]], int] = padded or (lambda sizes: len(sizes) * max(sizes))
+        self._by_row = self._padded_tokens((1, 3)) < 6  # rows of unequal size cost less than padded ones
         self._current: str | None = None
         self._standing: Standing | None = None
-        self._unread: dict[str, int] = {}  # by arm, as of the last plan: tokens its draft would have to read
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
 
     # --- planning
 
     def plan(self, batch: Batch) -> Plan:
-        situation = _situation(batch)
+        situation = situation_of(batch)
         plain = self._plain(batch)
         if self._cost.tried(plain, situation) < (1 if self._cost.knows(situation) else 2):
             return Plan(self._baseline, ROOT_ONLY)  # loses nothing, and is what everything else is measured against
@@ -83,11 +71,13 @@ class Goodput(Controller):
             return Plan(
                 chosen.arm, chosen.shape.cut(min(1, batch.room - 1))
             )  # its caches catch up: not to be measured yet
+        if chosen.sizes is not None:
+            return Plan(chosen.arm, chosen.shape, chosen.sizes)
         return Plan(chosen.arm, chosen.shape if batch.sampling else chosen.shape.cut(batch.room - 1))
 
     def _decision(self, batch: Batch, situation: Hashable) -> Option:
         """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
-        key = (situation, batch.num_rows, min(batch.room, 16))
+        key = (situation, batch.rows if self._by_row else batch.num_rows, min(batch.room, 16))
         rounds = self._learnt.rounds[situation]
         standing = self._standing
         if standing is not None and standing.key == key and rounds < standing.until:
@@ -149,7 +139,7 @@ class Goodput(Controller):
         plain = self._cost.seconds(self._plain(batch), situation)
         if arm is self._baseline:
             return Option(arm, ROOT_ONLY, 1.0, plain)
-        if batch.context < arm.min_context or batch.room < 2 or not self._can_pay(arm, batch, plain):
+        if batch.context < arm.min_context or batch.room < 2 or not self._reading.pays(arm, batch, plain):
             return None
         seen = self._acceptance(arm, batch)
         # what nobody has seen is tried with a small tree: what it costs is a guess too
@@ -160,7 +150,24 @@ class Goodput(Controller):
         # a drafter that finds nothing to propose costs a plain round
         costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._cost.price(works, situation)]
         seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
+        if self._by_row and batch.num_rows > 1 and not doubt:
+            deeper = max((t for t in trees if t.cap == tree.cap), key=lambda t: t.size)
+            return self._sized(arm, batch, situation, seen, deeper)
         return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples)
+
+    def _sized(self, arm: Arm, batch: Batch, situation: Hashable, seen: Acceptance, tree: Candidate) -> Option:
+        """`arm` with as much of `tree` for each row as pays for that row."""
+        first, later, chain, rows = seen.first(), seen.others(), arm.shape.is_chain, batch.num_rows
+
+        def seconds(count: int) -> float:
+            """A round in which `count` draft tokens are verified over all rows."""
+            work = self._scale(arm, batch, tree.size + 1, tree.depth, rows + count)
+            return self._cost.seconds(work, situation)
+
+        ratios = [seen.of_row(row) for row in batch.rows]
+        sizes, tokens = sizes_by_row(nodes_of(first, later, chain, tree), ratios, seconds)
+        shape = shape_of(first, later, chain, tree)
+        return Option(arm, shape, tokens / rows, seconds(sum(sizes)), seen.samples, sizes)
 
     def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
         """The best of one drafter's trees, with the seconds of a round."""
@@ -170,38 +177,23 @@ class Goodput(Controller):
         """What is compared between drafters, plain decoding included."""
         return option.rate
 
-    def _can_pay(self, arm: Arm, batch: Batch, plain: float) -> bool:
-        """Whether what `arm`'s draft has not read yet (a prompt, at first) can pay within the tokens that are left."""
-        unread = arm.drafter.unread(batch)
-        if unread <= LITTLE * batch.num_rows:
-            return True
-        guess = plain / batch.num_rows / READING
-        if unread * self._learnt.reading.get(arm.label, guess) > self.stake * batch.room * plain:
-            return False
-        self._unread[arm.label] = unread
-        return True
-
     # --- learning
 
     def observe(self, finished: Round) -> None:
         arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.total
-        situation = _situation(batch)
+        situation = situation_of(batch)
         self._learnt.tick(situation, arm.label)
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
         self._warm.add(arm.label)
-        self._learn_reading(arm, finished.seconds.draft)
+        self._reading.observe(arm, finished.seconds.draft)
         self._settle(finished, situation, caught_up)
         if finished.plan.shape.size:
             self._acceptance(arm, batch).observe(finished)
         if caught_up:
-            depth = finished.plan.shape.depth
-            self._cost.observe(self._scale(arm, batch, finished.trees.num_nodes, depth), situation, seconds)
-
-    def _learn_reading(self, arm: Arm, seconds: float) -> None:
-        unread = self._unread.get(arm.label, 0)
-        self._unread.clear()
-        if unread:
-            self._learnt.reading[arm.label] = seconds / unread
+            plan, nodes = finished.plan, finished.trees.num_nodes
+            total = 0 if plan.sizes is None else self._padded_tokens([size + 1 for size in plan.sizes])
+            work = self._scale(arm, batch, nodes, plan.shape.depth, total)
+            self._cost.observe(work, situation, seconds)
 
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""
@@ -226,33 +218,12 @@ class Goodput(Controller):
     def _plain(self, batch: Batch) -> Scale:
         return self._scale(self._baseline, batch, 1, 0)
 
-    def _scale(self, arm: Arm, batch: Batch, nodes: int, depth: int) -> Scale:
-        """A round in which every row verifies `nodes`; the context is the most that it can be, for lengths are on the device."""
+    def _scale(self, arm: Arm, batch: Batch, nodes: int, depth: int, total: int = 0) -> Scale:
+        """A round in which every row verifies `nodes`, or all together `total`; its context the most that it can be.
+
+        Lengths are on the device, and nobody waits for them.
+        """
         rows = batch.num_rows
         label = arm.label if nodes > 1 else self._baseline.label
-        steps = depth if arm.drafter.drafts_with_model else 0
-        return Scale(label, rows, rows * nodes, steps if nodes > 1 else 0, rows * batch.context)
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A decision and how long it stands: for batches like `key`, until the situation's round `until`."""
-
-    key: Hashable
-    until: int
-    option: Option
-
-
-def _situation(batch: Batch) -> Hashable:
-    """What rounds take and yield about the same: whether sampled, about how many rows, about how long they are."""
-    return batch.sampling, batch.num_rows.bit_length(), batch.context.bit_length()
-
-
-def _widest(arms: Sequence[Arm]) -> list[Arm]:
-    """One arm for each drafter, the one with its largest tree: any smaller one may be chosen."""
-    found: dict[int, Arm] = {}
-    for arm in arms:
-        best = found.get(id(arm.drafter))
-        if best is None or arm.shape.size > best.shape.size:
-            found[id(arm.drafter)] = arm
-    return list(found.values())
+        steps = depth if arm.drafter.drafts_with_model and nodes > 1 else 0
+        return Scale(label, rows, total or rows * nodes, steps, rows * batch.context, budget_of(arm))

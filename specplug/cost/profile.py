@@ -13,14 +13,36 @@ from specplug.cost.fitted import FittedCost, HeldOut, Sample
 from specplug.errors import OptionError
 
 FORMAT = 1
+GREEDY, SAMPLED = "greedy", "sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was accepted of one drafter's proposals under one law (Sequoia, arXiv 2402.12374, section 4).
+
+    `ranks[k]`: P(the child of rank k is the accepted one), not rising; one entry for a drafter of chains. `depths[d]`:
+    P(the first child is accepted | its parent, at depth d, was); empty: as at the root. `proposing`: share of the rows and
+    rounds in which anything was proposed. `trials`: rows and rounds it was seen in.
+    """
+
+    ranks: Sequence[float]
+    depths: Sequence[float] = ()
+    proposing: float = 1.0
+    trials: int = 0
+
+    def __post_init__(self) -> None:
+        rates = (*self.ranks, *self.depths, self.proposing)
+        if not self.ranks or not all(0 <= rate <= 1 for rate in rates):
+            raise OptionError(f"An acceptance is one or more numbers from 0 to 1, got {self}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Times, their fit, and acceptance by rank for each drafter.
 
-    `model`, `device`, `dtype`, `kernel`: what it holds for, as the adapter calls them. `acceptance`: by drafter, P(the
-    child of rank k is the accepted one). `versions`: of what was installed. `measured`: the date.
+    `model`, `device`, `dtype`, `kernel`: what it holds for, as the adapter calls them. `acceptance`: by drafter
+    (`Drafter.key`, as the parts of `cost`) and law ("greedy", "sampled"). `versions`: of what was installed. `measured`:
+    the date.
     """
 
     model: str
@@ -30,7 +52,7 @@ class Profile:
     cost: FittedCost
     samples: Sequence[Sample] = ()
     errors: Mapping[str, HeldOut] = field(default_factory=dict)
-    acceptance: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    acceptance: Mapping[str, Mapping[str, Seen]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     measured: str = ""
 
@@ -53,7 +75,9 @@ class Profile:
             "versions": dict(self.versions),
             "coefficients": {part: list(values) for part, values in self.cost.coefficients.items()},
             "held_out": {part: asdict(error) for part, error in self.errors.items()},
-            "acceptance": {drafter: list(values) for drafter, values in self.acceptance.items()},
+            "acceptance": {
+                drafter: {law: asdict(seen) for law, seen in laws.items()} for drafter, laws in self.acceptance.items()
+            },
             "grid": grid,
         }
         return json.dumps(plain, indent=1)
@@ -87,6 +111,13 @@ def _profile(plain: Mapping[str, Any]) -> Profile:
             Sample(s["part"], Load(s["rows"], s["tokens"], s["context"]), float(s["seconds"])) for s in plain["grid"]
         ),
         errors={part: HeldOut(**error) for part, error in plain["held_out"].items()},
-        acceptance={drafter: tuple(map(float, values)) for drafter, values in plain["acceptance"].items()},
+        acceptance={
+            drafter: {law: _seen(seen) for law, seen in laws.items()} for drafter, laws in plain["acceptance"].items()
+        },
         versions=dict(plain["versions"]),
     )
+
+
+def _seen(plain: Mapping[str, Any]) -> Seen:
+    ranks, depths = tuple(map(float, plain["ranks"])), tuple(map(float, plain["depths"]))
+    return Seen(ranks, depths, float(plain["proposing"]), int(plain["trials"]))

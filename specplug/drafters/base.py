@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """One round's order: fill `shape`, or less. A proposal must not have more draft tokens or depth than `shape`."""
+    """One round's order: fill `shape`, or less. A proposal must not have more draft tokens or depth than `shape`.
+
+    `grown`: better trees of other topologies are welcome (drafters/grow.py).
+    """
 
     batch: Batch
     shape: TreeShape
+    grown: bool = False
 
 
 class Drafter:
@@ -33,6 +37,11 @@ class Drafter:
     checked: ClassVar[bool] = True  # proposals are checked for range and NaN before they reach the target
     drafts_with_model: ClassVar[bool] = False  # whether each level of its tree costs a forward
     host: Host
+
+    @property
+    def key(self) -> str:
+        """What measured times and acceptance hold for: the method, with whatever makes it draft differently. Of a working copy."""
+        return type(self).__name__
 
     def open(self, host: Host) -> Self:
         """A working copy bound to `host`."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specplug.drafters.base import DraftRequest
+from specplug.drafters.grow import grow
 from specplug.host import Batch, DraftRunner, Host
 from specplug.random import DRAFT_STREAM, draw_without_replacement, uniforms
 from specplug.tree import TreeBatch, TreeShape, child_counts, fill_shape
@@ -54,6 +55,8 @@ def level_plans(shape: TreeShape, device: torch.device) -> tuple[LevelPlan, ...]
 def expand(host: Host, runner: DraftRunner, request: DraftRequest) -> TreeBatch:
     """Fill `request.shape` for every row with the tokens of `runner`'s model."""
     batch, shape = request.batch, request.shape
+    if request.grown and shape.size:
+        return grow(host, runner, request)
     tokens = [batch.roots[:, None]]
     laws = []
     noise_used = 0

@@ -26,6 +26,11 @@ class ModelDraft(Drafter):
     def __post_init__(self) -> None:
         check_policy("model", self.kv_policy)
 
+    @property
+    def key(self) -> str:
+        model = getattr(getattr(self, "_runner", None), "identity", "")
+        return f"{type(self).__name__}[{model + ', ' if model else ''}{self.kv_policy.key}]"
+
     def setup(self) -> None:
         if self.model is None:
             raise OptionError("drafter 'model' needs a draft: pass draft_model=... (a loaded model or a path).")

@@ -27,6 +27,10 @@ class PromptLookup(Drafter):
         if not 1 <= self.shortest <= self.ngram:
             raise OptionError(f"prompt_lookup: needs 1 <= shortest <= ngram, got {self.shortest} and {self.ngram}.")
 
+    @property
+    def key(self) -> str:
+        return f"{type(self).__name__}[{self.ngram}-{self.shortest}]"
+
     def draft(self, request: DraftRequest) -> TreeBatch:
         batch, length = request.batch, request.shape.depth
         if length == 0:

@@ -28,6 +28,10 @@ class SelfDraft(Drafter):
     def __post_init__(self) -> None:
         check_policy("self", self.kv_policy)
 
+    @property
+    def key(self) -> str:
+        return f"{type(self).__name__}[{self.kv_policy.key}]"
+
     def setup(self) -> None:
         self._runner: DraftRunner = self.host.runner(None, self.kv_policy)
 

@@ -33,6 +33,12 @@ class KVPolicy:
         """Most committed positions the draft reads; None = all of them."""
         return None
 
+    @property
+    def key(self) -> str:
+        """The method and its budget: what measured acceptance holds for."""
+        name = type(self).__name__.lower()
+        return name if self.budget is None else f"{name} {self.budget}"
+
     def select(self, lengths: Tensor) -> KVSelection | None:
         """Choose for rows of `lengths` [B] committed tokens; None = read everything. Called at set-up and at refresh."""
         return None

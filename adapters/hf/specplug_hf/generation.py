@@ -28,6 +28,7 @@ from specplug_hf.completion import complete, export_cache
 from specplug_hf.draft import node_forward, prepare_draft
 from specplug_hf.extras import Extras
 from specplug_hf.host import HFHost, Prompt
+from specplug_hf.identity import identity_of
 from specplug_hf.prefill import check_cache, positions_read, slots_of, take_over
 from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
@@ -150,7 +151,7 @@ class Generation:
             raise OptionError(f"seed: {len(seed)} seeds for {rows} rows; give one, or one for each row.")
         if kernel not in available_kernels():
             raise unknown_name("kernel", kernel, available_kernels())
-        self.speculator.check(HFHost.capabilities, vocab_size, HFHost.__name__)
+        self.speculator.check(HFHost.capabilities, vocab_size, HFHost.__name__, identity_of(self.model))
         for drafter in self.speculator.drafters:
             if isinstance(drafter, ModelDraft | SelfDraft):
                 view_of(drafter.kv_policy)

@@ -16,6 +16,7 @@ from specplug.host import DraftRunner
 from specplug.kv_policies import KVPolicy
 from specplug_hf.draft import prepare_draft
 from specplug_hf.extras import Extras
+from specplug_hf.identity import identity_of, weight_bytes
 from specplug_hf.nodes import NodeForward
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
@@ -62,6 +63,7 @@ class HFHost:
         self.vocab_size = vocab_size
         self.device = progress.ids.device
         self.key: Hashable = (id(self.model), self.model.dtype, str(self.device))
+        self.identity = identity_of(self.model)
         self.store = prompt.store
         self.kv_bytes = prompt.store.bytes_per_token
         self.lengths = list(prompt.lengths)
@@ -77,6 +79,11 @@ class HFHost:
         self.sampling = seeds is not None
         self._seeds = torch.zeros(len(self.rows), dtype=torch.int64, device=self.device) if seeds is None else seeds
         self.runners: list[Any] = []
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of the target's weights that a forward reads."""
+        return weight_bytes(self.model)
 
     # --- what a round asks
 

@@ -19,6 +19,7 @@ WORDS = {
     "tree": str,
     "controller": str,
     "seed": int,
+    "profile": str,
 }
 
 

@@ -17,6 +17,7 @@ from specplug.kv_policies import KVPolicy
 from specplug_sglang import grammar, laws, penalties
 from specplug_sglang.checks import check_layout, check_pool, check_window
 from specplug_sglang.graphs import Graphs
+from specplug_sglang.identity import identity_of, weight_bytes
 from specplug_sglang.inputs import RoundRelay, TreeInput
 from specplug_sglang.requests import Requests, written
 from specplug_sglang.runners import ModelRunner, SelfRunner
@@ -46,6 +47,7 @@ class SGLangHost:
         self.last_position: int = runner.model_config.context_len - 1  # nodes beyond it cannot be accepted
         self.device = torch.device(runner.device)
         self.key: Hashable = (runner.model_config.model_path, str(runner.dtype), str(self.device))
+        self.identity = identity_of(runner)
         self.pool, self.allocator = target.get_memory_pool()
         for worker in (target, draft) if draft is not None else (target,):
             check_pool(worker.model_runner.token_to_kv_pool)
@@ -69,6 +71,11 @@ class SGLangHost:
         self.table = SlotTable(self.pool.req_to_token, self.indices.long())
         assert isinstance(schedule.spec_info, RoundRelay)
         self.relay = schedule.spec_info
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of the target's weights that a forward reads, on this rank."""
+        return weight_bytes(self.target.model_runner)
 
     # --- what a round asks
 

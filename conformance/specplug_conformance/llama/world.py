@@ -31,7 +31,9 @@ class LlamaWorld:
 
     def __init__(self, seed: int, vocab: int, dtype: str) -> None:
         self.seed, self.vocab, self.dtype = seed, vocab, dtype
-        sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=48, bos_token_id=None, max_position_embeddings=128)
+        sizes: dict[str, Any] = dict(
+            hidden_size=32, intermediate_size=48, bos_token_id=None, max_position_embeddings=128
+        )
         self.model: Any = tiny(seed, "float64", vocab=vocab, scale=0.3, **sizes)
         self.draft: Any = disturbed(self.model, 0.1, seed + 1).to(getattr(torch, dtype))
         self.model.to(getattr(torch, dtype))

@@ -24,6 +24,8 @@ class ToyHost:
 
     capabilities = frozenset({Need.HISTORY, Need.TARGET_RUNNER, Need.MODEL_RUNNER})
     key: Hashable = "toy"
+    identity = ("toy", "cpu", "float64")
+    weight_bytes = 0.0
     device = torch.device("cpu")
 
     def __init__(self, model: ToyModel, request: Request) -> None:

@@ -23,6 +23,7 @@ class ToyRunner:
         self.host, self.policy, self.is_target = host, policy, model is None
         self.model = host.model if model is None else model
         self.vocab_size = host.vocab_size
+        self.identity = "toy"
         self.reads: dict[int, int] = {}  # committed positions that each row's draft sees
 
     def unread(self, batch: Batch) -> int:
@@ -42,17 +43,18 @@ class ToyRunner:
         self._tokens = batch.roots[:, None]
         return self._forward(batch.roots[:, None], 0)
 
-    def extend(self, tokens: Tensor, level: int) -> Tensor:
+    def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
         self._tokens = torch.cat([self._tokens, tokens], dim=1)
-        return self._forward(tokens, level)
+        return self._forward(tokens, level, ancestors)
 
-    def _forward(self, tokens: Tensor, level: int) -> Tensor:
+    def _forward(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
         """Logits at the nodes of `level`, which see what is selected and their own ancestors."""
         known, (start, stop) = shape_tensors(self._shape, tokens.device), self._shape.levels[level]
         positions = self._lengths[:, None] + known.depths[:stop]
         entries = torch.cat([self._entries, self.model.entries(self._tokens)], dim=1)
         places = torch.cat([self._places, positions], dim=1)
-        above = known.ancestors[start:stop, :stop] & ~torch.eye(stop, dtype=torch.bool)[start:stop]
+        lineage = known.ancestors[:stop, :stop] if ancestors is None else ancestors
+        above = lineage[..., start:stop, :] & ~torch.eye(stop, dtype=torch.bool)[start:stop]
         rows, count = len(tokens), stop - start
         seen = torch.cat(
             [self._selected[:, None].expand(-1, count, -1), above.expand(rows, -1, -1)], dim=2

@@ -14,7 +14,7 @@ from specplug import OptionError
 from specplug.cost import Load
 from specplug.cost.fitted import FittedCost, Sample, features, fit, held_out
 from specplug.cost.least_squares import fit_nonnegative
-from specplug.cost.profile import Profile, read_profile
+from specplug.cost.profile import Profile, Seen, read_profile
 
 LOADS = [
     Load(rows, rows * nodes, rows * context)
@@ -90,7 +90,7 @@ def test_a_profile_comes_back_from_its_file(tmp_path):
         fit(data),
         data,
         held_out(data),
-        {"ModelDraft": (0.7, 0.1)},
+        {"ModelDraft": {"greedy": Seen((0.7, 0.1), trials=50)}},
         {"torch": "2"},
         "today",
     )
@@ -98,7 +98,7 @@ def test_a_profile_comes_back_from_its_file(tmp_path):
     path.write_text(made.as_json())
     back = read_profile(path)
     assert back.as_json() == made.as_json()
-    assert back.cost.target(LOADS[5]) == made.cost.target(LOADS[5]) and back.acceptance["ModelDraft"] == (0.7, 0.1)
+    assert back.cost.target(LOADS[5]) == made.cost.target(LOADS[5]) and back.acceptance == made.acceptance
     back.check("m", "cpu", "float32")
     with pytest.raises(OptionError, match="measured with device 'cpu', this is 'cuda'; run `specplug calibrate`"):
         back.check("m", "cuda", "float32")

@@ -1,0 +1,64 @@
+"""A profile as what planning starts from: its times for the arms at hand, and a cost model that trusts them from the start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+
+from specplug.cost.base import Load
+from specplug.cost.fitted import FittedCost
+from specplug.cost.online import Correction, OnlineCost, Scale
+
+BELIEVED = 2  # rounds of plain decoding that a profile stands for
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How a profile knows an arm's drafter. `part`: its name among the times, None if it has none of it."""
+
+    part: str | None
+    budget: int | None  # most KV entries of a row that it reads; None: all
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Times of a profile for arms by their labels. `share`: of the target's time, for a draft that was not measured."""
+
+    cost: FittedCost
+    drafts: Mapping[str, Drafting] = field(default_factory=dict)
+    share: float = 0.2
+
+    def target(self, load: Load) -> float:
+        return self.cost.target(load)
+
+    def draft(self, drafter: str, load: Load) -> float:
+        known = self.drafts.get(drafter)
+        if known is None or known.part is None:
+            return self.share * self.cost.target(load)
+        if known.budget is not None:
+            load = replace(load, context=min(load.context, load.rows * known.budget))
+        return self.cost.draft(known.part, load)
+
+    def overhead(self, rows: int) -> float:
+        return self.cost.overhead(rows)
+
+
+@dataclass(slots=True)
+class Calibrated(OnlineCost):
+    """`OnlineCost` from measured times: plain decoding need not be tried first, and how drafting relates to it is known.
+
+    The scale may still be another (a busier machine): the first round in a situation, whichever it is, sets it.
+    """
+
+    def tried(self, work: Scale, situation: Hashable) -> int:
+        believed = BELIEVED if work.nodes == work.rows else 0
+        return believed + OnlineCost.tried(self, work, situation)
+
+    def observe(self, work: Scale, situation: Hashable, seconds: float) -> None:
+        if situation not in self.situations:
+            surprise = math.log(max(seconds, 1e-9) / self._prior(work)) - self._learnt(work, situation)
+            self.situations[situation] = place = Correction(self._world.value)
+            place.learn(surprise, 0.1, belief=0.0)
+            self._world.learn(surprise, 0.02, belief=0.0)
+        OnlineCost.observe(self, work, situation, seconds)

@@ -1,0 +1,85 @@
+"""A cost model that corrects itself: against times that are known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from specplug.cost.guess import Guess
+from specplug.cost.online import OnlineCost, Scale
+
+HERE, THERE = "here", "there"
+
+
+def truth(work: Scale) -> float:
+    """Seconds, of another form than the guess."""
+    several = 2e-3 if work.nodes > work.rows else 0.0
+    return 7e-3 + several + 4e-4 * work.nodes + 2e-7 * work.context + 1.5e-3 * work.depth
+
+
+def plain(rows=1, context=1000):
+    return Scale("none", rows, rows, 0, context * rows)
+
+
+def drafted(nodes, depth, rows=1, context=1000, drafter="model"):
+    return Scale(drafter, rows, rows * nodes, depth, context * rows)
+
+
+def shown(works, rounds=20, noise=0.05, situation=HERE, cost=None):
+    dice = random.Random(0)
+    cost = cost or OnlineCost(Guess(drafts={"model": 0.2}))
+    for _ in range(rounds):
+        for work in works:
+            cost.observe(work, situation, truth(work) * dice.lognormvariate(0, noise))
+    return cost
+
+
+def test_the_first_rounds_set_the_scale():
+    cost = shown([plain()], rounds=2, noise=0.0)
+    assert cost.seconds(plain(), HERE) == pytest.approx(truth(plain()), rel=0.01)
+
+
+def test_what_was_measured_is_predicted():
+    works = [plain(), drafted(5, 4), drafted(9, 4)]
+    cost = shown(works)
+    for work in works:
+        assert cost.seconds(work, HERE) == pytest.approx(truth(work), rel=0.06)
+
+
+def test_neighbours_of_what_was_measured_move_along():
+    cost = shown([plain(), drafted(5, 4)])
+    unseen = drafted(7, 4)
+    assert cost.seconds(unseen, HERE) == pytest.approx(truth(unseen), rel=0.25)
+    before = shown([plain()]).seconds(unseen, HERE)
+    assert abs(cost.seconds(unseen, HERE) / truth(unseen) - 1) < abs(before / truth(unseen) - 1)
+    assert cost.price([unseen, drafted(5, 4)], HERE) == pytest.approx(
+        [cost.seconds(unseen, HERE), cost.seconds(drafted(5, 4), HERE)]
+    )
+
+
+def test_another_situation_starts_from_this_one():
+    cost = shown([plain(), drafted(5, 4)])
+    assert not cost.knows(HERE) and cost.knows(THERE)
+    far = drafted(5, 4, rows=1, context=3000)
+    assert cost.seconds(far, THERE) == pytest.approx(truth(far), rel=0.3)
+    assert cost.tried(drafted(5, 4), HERE) == 20 and cost.tried(far, THERE) == 0
+
+
+def test_a_hiccup_is_no_news():
+    cost = shown([plain()])
+    cost.observe(plain(), HERE, 40 * truth(plain()))
+    assert cost.seconds(plain(), HERE) < 1.1 * truth(plain())
+
+
+def test_times_that_change_for_good_are_followed():
+    cost = shown([plain()])
+    for _ in range(60):
+        cost.observe(plain(), HERE, 3 * truth(plain()))
+    assert cost.seconds(plain(), HERE) == pytest.approx(3 * truth(plain()), rel=0.1)
+
+
+def test_a_clock_that_stands_still_breaks_nothing():
+    cost = shown([plain()], rounds=1)
+    cost.observe(plain(), HERE, 0.0)
+    assert cost.seconds(plain(), HERE) > 0
