@@ -80,8 +80,10 @@ class Acceptance:
         taken = finished.verdict.num_accepted.tolist()
         ranks = _ranks(finished)
         counts = child_counts(finished.plan.shape)
-        for row, path, length in zip(finished.batch.rows, ranks, taken, strict=True):
-            self._count(row, path[:length], finished.plan.shape, counts)
+        sizes = finished.plan.sizes or (finished.plan.shape.size,) * len(taken)
+        for row, path, length, size in zip(finished.batch.rows, ranks, taken, sizes, strict=True):
+            if size:
+                self._count(row, path[:length], finished.plan.shape, counts, size)
 
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""
@@ -92,11 +94,11 @@ class Acceptance:
         for counts in (self.tried, self.taken, self.missed, self.later):
             counts[:] = [count * self.fading for count in counts]
 
-    def _count(self, row: Hashable, path: Sequence[int], shape: TreeShape, counts: Sequence[int]) -> None:
-        """`path`: ranks of the accepted children, from the root on."""
+    def _count(self, row: Hashable, path: Sequence[int], shape: TreeShape, counts: Sequence[int], size: int) -> None:
+        """`path`: ranks of the accepted children, from the root on; `size`: draft tokens that the row had."""
         node, tried, taken = 0, 0.0, 0.0
         for depth in range(min(len(path) + 1, shape.depth, DEPTHS)):
-            children = counts[node]
+            children = counts[node] if size >= shape.size else _within(shape, node, size)
             if not children:
                 break
             rank = path[depth] if depth < len(path) else None
@@ -128,10 +130,15 @@ def _child(shape: TreeShape, node: int, rank: int) -> int:
     return 0
 
 
+def _within(shape: TreeShape, node: int, size: int) -> int:
+    """Children of `node` in the tree of `size` draft tokens that `shape` begins with."""
+    return sum(parent == node and shape.priority[place] <= size for place, parent in enumerate(shape.parents))
+
+
 def _ranks(finished: Round) -> list[list[int]]:
     """For every row, which child of its parent each accepted node is."""
     trees, path = finished.trees, finished.verdict.path.tolist()
-    if trees.shape is not None and trees.shape.is_chain:
+    if finished.plan.arm.grown or (trees.shape is not None and trees.shape.is_chain):
         return [[0] * (len(nodes) - 1) for nodes in path]
     children = trees.children.expand(trees.num_rows, -1, -1).tolist()
     return [

@@ -6,7 +6,7 @@ from specplug.controllers import BatchTable, Fixed, Goodput, Slo
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.hookspecs import Register, hookimpl
 from specplug.kv_policies import Full, Streaming
-from specplug.trees import Chain, KAry, Sequoia
+from specplug.trees import Chain, Dynamic, KAry, Sequoia
 
 
 @hookimpl
@@ -26,6 +26,7 @@ def specplug_register_kv_policies(register: Register) -> None:
 @hookimpl
 def specplug_register_trees(register: Register) -> None:
     register("chain", Chain)
+    register("dynamic", Dynamic)
     register("sequoia", Sequoia)
     register("kary", KAry)
 
@@ -43,6 +44,8 @@ def specplug_register_controllers(register: Register) -> None:
 def specplug_register_commands(register: Register) -> None:
     from specplug.commands import plan as plan_command  # noqa: PLC0415
     from specplug.commands import plugins as plugins_command  # noqa: PLC0415
+    from specplug.commands import simulate as simulate_command  # noqa: PLC0415
 
     register("plan", plan_command.add_parser)
     register("plugins", plugins_command.add_parser)
+    register("simulate", simulate_command.add_parser)

@@ -10,6 +10,7 @@ from specplug.controllers.base import Plan
 from specplug.drafters.base import DraftRequest
 from specplug.host import Batch, Commit, Host
 from specplug.proposal import check_proposal
+from specplug.ragged import limited
 from specplug.random import VERIFY_STREAM, uniforms
 from specplug.tree import TreeBatch
 from specplug.verify import Targets, Verdict, verify_greedy, verify_sampled
@@ -56,8 +57,10 @@ def run_round(host: Host, session: Session) -> Round:
     plan = session.controller.plan(batch)
     planned = perf_counter()
 
-    trees = plan.arm.drafter.draft(DraftRequest(batch, plan.shape))
+    trees = plan.arm.drafter.draft(DraftRequest(batch, plan.shape, plan.arm.grown))
     check_proposal(trees, batch, plan, host.vocab_size)
+    if plan.sizes is not None:
+        trees = limited(trees, plan.shape, plan.sizes)
     drafted = perf_counter()
 
     logits = host.verify(batch, trees)

@@ -24,14 +24,19 @@ class Arm:
     drafter: Drafter
     shape: TreeShape
     min_context: int = 0  # not worth trying below so many tokens in the cache
+    grown: bool = False  # `shape` only bounds the trees, which are grown at run time
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One round's decision. `shape` is the arm's, cut to what the rows may still take."""
+    """One round's decision. `shape` is the arm's or a smaller one, cut to what the rows may still take.
+
+    `sizes`: most draft tokens of each row, of which it gets those that `shape.priority` ranks first; None: all of `shape`.
+    """
 
     arm: Arm
     shape: TreeShape
+    sizes: tuple[int, ...] | None = None
 
 
 class Controller:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specplug.controllers.goodput import Goodput, Option
+from specplug.controllers.goodput import Goodput
+from specplug.controllers.option import Option
 from specplug.controllers.trees import Candidate
 from specplug.errors import OptionError
 

@@ -39,6 +39,16 @@ def shape_of(first: Sequence[float], later: Sequence[float], chain: bool, chosen
     return _shape(_rounded(first[: chosen.cap]), _rounded(later), chosen.size, chosen.cap)
 
 
+def nodes_of(first: Sequence[float], later: Sequence[float], chain: bool, chosen: Candidate) -> list[tuple[int, float]]:
+    """Depth and probability of acceptance of a candidate's nodes, in the order in which a smaller tree keeps them."""
+    levels = _levels(_rounded(first[: chosen.cap]), () if chain else _rounded(later))
+    depths, found = [0], []
+    for parent, probability in grow(levels, chosen.size, chosen.cap):
+        depths.append(depths[parent] + 1)
+        found.append((depths[-1], probability))
+    return found
+
+
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(value, DIGITS) for value in values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from specplug.tree import TreeShape
 
@@ -13,6 +14,8 @@ DEFAULT_ACCEPTANCE = (0.6342, 0.1079, 0.0570, 0.0225, 0.0195, 0.0150, 0.0060, 0.
 
 class TreeBuilder:
     """Base of the tree builders: one small frozen dataclass each."""
+
+    grown: ClassVar[bool] = False  # whether drafters that can are to grow a tree of each row's own within what is built
 
     def build(self, acceptance: Sequence[float] = DEFAULT_ACCEPTANCE) -> TreeShape:
         """The shape to fill when the child of rank k is the accepted one with probability `acceptance[k]`."""

@@ -43,7 +43,7 @@ def test_built_ins_are_registered_through_the_same_hooks():
     known = Plugins(load_entry_points=False)
     assert known.names("drafters") == ["model", "none", "prompt_lookup", "self"]
     assert known.names("kv_policies") == ["full", "streaming"]
-    assert known.names("trees") == ["chain", "kary", "sequoia"]
+    assert known.names("trees") == ["chain", "dynamic", "kary", "sequoia"]
     assert known.names("controllers") == ["auto", "batch_table", "fixed", "goodput", "slo"]
     assert {plugin.source for plugin in known.all()} == {"specplug"}
 
@@ -75,7 +75,7 @@ def test_a_hook_under_another_function_name():
             "Unknown drafter 'promt_lookup'. Did you mean 'prompt_lookup'? Known: model, none",
         ),
         ("kv_policies", "streming", "Unknown KV policy 'streming'. Did you mean 'streaming'?"),
-        ("trees", "zzz", "Unknown tree 'zzz'. Known: chain, kary, sequoia."),
+        ("trees", "zzz", "Unknown tree 'zzz'. Known: chain, dynamic, kary, sequoia."),
         ("kernels", "triton", "Unknown kernel 'triton'. Known: none."),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_taken_name_is_an_error_and_takes_the_whole_plugin_back():
     known = Plugins(load_entry_points=False)
     with pytest.raises(PluginLoadError, match="the name 'chain' among trees is taken by specplug"):
         known.register(module(specplug_register_trees=registering("trees", "bush", "chain")), "stranger")
-    assert known.names("trees") == ["chain", "kary", "sequoia"]
+    assert known.names("trees") == ["chain", "dynamic", "kary", "sequoia"]
     assert known.get("trees", "chain").source == "specplug"
 
 

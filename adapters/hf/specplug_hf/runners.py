@@ -12,6 +12,7 @@ from torch import Tensor
 from specplug import Batch, TreeShape, Verdict
 from specplug.kv_policies import KVPolicy
 from specplug.tree import shape_levels, shape_tensors
+from specplug_hf.identity import name_of
 from specplug_hf.nodes import NodeForward
 from specplug_hf.prefill import PrefillRows, prefill_rows
 from specplug_hf.step import Step
@@ -96,11 +97,14 @@ class _Runner:
         """Position ids of nodes at `depths` [n] below the root, which has been read by now."""
         raise NotImplementedError
 
-    def extend(self, tokens: Tensor, level: int) -> Tensor:
+    def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
         """Forward one level of the tree; see DraftRunner."""
         below = _below_root(self._shape, tokens.device)
         start, stop = below.levels[level - 1]
-        step = self._step(below.ancestors, below.depths, start, stop, self._shape)
+        if ancestors is None:
+            step = self._step(below.ancestors, below.depths, start, stop, self._shape)
+        else:
+            step = self._step(ancestors[:, 1:, 1:].to(tokens.device), below.depths, start, stop)
         positions = self._positions(below.depths[0, start:stop])
         return self.forward(self.store, step, tokens, positions, **self._extras(stop - start)).logits
 
@@ -173,6 +177,7 @@ class ModelRunner(_Runner):
         super().__init__(forward, view_of(policy))
         self.host = host
         self.device = device_of(forward.model)
+        self.identity = name_of(forward.model)
         self.vocab_size = host.vocab_size
         self._levels_read = 0
 
@@ -222,9 +227,9 @@ class ModelRunner(_Runner):
             if max(counts) <= 0:
                 return logits
 
-    def extend(self, tokens: Tensor, level: int) -> Tensor:
-        self._levels_read = level
-        return self._to_target(super().extend(tokens.to(self.device), level))
+    def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
+        self._levels_read = level if ancestors is None else 0
+        return self._to_target(super().extend(tokens.to(self.device), level, ancestors))
 
     def _positions(self, depths: Tensor) -> Tensor:
         return torch.tensor(self.lengths, device=self.device)[:, None] + depths

@@ -15,6 +15,7 @@ from torch import Tensor
 from specplug import Batch, TreeShape
 from specplug.kv_policies import KVPolicy
 from specplug.tree import shape_tensors
+from specplug_sglang.identity import name_of
 from specplug_sglang.inputs import INDEX_DTYPES, DraftInput
 from specplug_sglang.view import NodeView, committed_columns, draft_view, reading_view
 
@@ -44,16 +45,17 @@ class SelfRunner:
         self._selected = committed_columns(self.policy, batch.lengths, batch.context)
         return self._forward_level(batch.roots[:, None], 0)
 
-    def extend(self, tokens: Tensor, level: int) -> Tensor:
+    def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
         """Forward one level of the tree; see DraftRunner."""
-        return self._forward_level(tokens, level)
+        return self._forward_level(tokens, level, ancestors)
 
-    def _forward_level(self, tokens: Tensor, level: int) -> Tensor:
+    def _forward_level(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
         derived = shape_tensors(self._shape, tokens.device)
         start, stop = self._shape.levels[level]
         view = draft_view(
             self.host.table, self.host.lengths, self._selected, start,
-            derived.ancestors[None, start:stop, :stop], derived.depths[None, :stop],
+            (derived.ancestors[None, :stop, :stop] if ancestors is None else ancestors)[:, start:stop],
+            derived.depths[None, :stop],
         )  # fmt: skip
         return self._forward(tokens, view, view.slots[:, start - stop :])
 
@@ -105,6 +107,7 @@ class ModelRunner(SelfRunner):
 
     def __init__(self, host: SGLangHost, runner: Any, policy: KVPolicy) -> None:
         super().__init__(host, runner, policy)
+        self.identity = name_of(runner)
         # tokens of each row that are in the draft's cache; until `settle`, those of its last tree included
         self._read: dict[Any, int] = {}
 
@@ -144,6 +147,13 @@ class ModelRunner(SelfRunner):
             self._read[row] = length + max(1, shape.depth)
         self._selected = committed_columns(self.policy, batch.lengths, batch.context)
         return logits[:, -1:]
+
+    def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
+        """Forward one level of the tree; see DraftRunner."""
+        if ancestors is not None:  # what is verified will stand in another order: of this only the root counts as read
+            for row, length in zip(self.host.schedule.reqs, self.host.lengths_cpu, strict=True):
+                self._read[row.rid] = length + 1
+        return super().extend(tokens, level, ancestors)
 
     def _read_back(self, batch: Batch, behind: int, count: int) -> Tensor:
         """Read `count` tokens from `behind` before the root on. Of those that a row has read, its cache keeps the old KV."""

@@ -28,7 +28,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--setups", type=setup_names, metavar="NAME,NAME", help=f"who takes part (default: all): {', '.join(SETUPS)}"
     )
     parser.add_argument("--goals", action="store_true", help="run the project's own cases, goal beside measured")
-    parser.add_argument("--max-context", type=positive, metavar="N", help="cut the contexts of --goals to this length")
+    parser.add_argument(
+        "--planner", action="store_true", help="auto against the best fixed set-up, over a grid of batch and context"
+    )
+    parser.add_argument(
+        "--max-context",
+        type=positive,
+        metavar="N",
+        help="cut the contexts of --goals to this length; leave out --planner's longer ones",
+    )
     parser.add_argument("--overhead", action="store_true", help="measure a round's own cost as well")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run)

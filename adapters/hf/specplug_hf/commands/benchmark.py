@@ -15,7 +15,7 @@ from specplug import OptionError, __version__
 from specplug_hf.commands import report
 from specplug_hf.commands.batches import Prompts
 from specplug_hf.commands.cases import Case, Result, Runner
-from specplug_hf.commands.goals import Goal, Outcome, goal_cases, outcomes
+from specplug_hf.commands.goals import Goal, Outcome, goal_cases, outcomes, planner_cases
 from specplug_hf.commands.models import load
 from specplug_hf.commands.names import SETUPS
 from specplug_hf.commands.options import ModelOptions
@@ -52,7 +52,7 @@ class Benchmark:
         self.results.append(result)
         self.outcomes += outcomes(result, goals)
         print("\n" + report.case(result))
-        if self.arguments.overhead or (goals and case.rows == 1):
+        if self.arguments.overhead or (self.arguments.goals and case.rows == 1):
             self._overhead(result)
 
     def _overhead(self, result: Result) -> None:
@@ -68,10 +68,11 @@ class Benchmark:
 
     def _cases(self) -> list[tuple[Case, tuple[Goal, ...]]]:
         given = self.arguments
-        if given.goals:
+        if given.goals or given.planner:
             if self.models.draft is None:
-                raise OptionError("--goals needs a draft: give --draft, or use the built-in pair.")
-            return goal_cases(given.new_tokens, given.prompts, given.repeats, given.max_context)
+                raise OptionError("--goals and --planner need a draft: give --draft, or use the built-in pair.")
+            cases = planner_cases if given.planner else goal_cases
+            return cases(given.new_tokens, given.prompts, given.repeats, given.max_context)
         names = tuple(given.setups or [n for n in SETUPS if self.models.draft is not None or n not in NEEDS_DRAFT])
         sizes = [(rows, context) for rows in given.batch for context in given.context]
         new, prompts, repeats = given.new_tokens or 128, given.prompts or 4, given.repeats or 1

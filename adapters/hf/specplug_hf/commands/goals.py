@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -84,13 +85,45 @@ CASES: tuple[tuple[Case, tuple[Goal, ...]], ...] = (
 
 OVERHEAD_GOAL = 0.15
 
+# The planner against what one could have fixed, had one known: batch by context.
+PLANNER = tuple(
+    (
+        Case(rows, context, 96, ("plain", "none", "best_fixed", "auto", "auto_useless"), prompts=3),
+        (
+            Goal("auto", "auto", ("best_fixed",), 0.95),
+            _auto("auto", "auto"),
+            _auto("auto_useless", "auto, useless draft"),
+        ),
+    )
+    for context in (256, 1024, 4096)
+    for rows in (1, 2, 4, 8)
+)
+
+
+def planner_cases(
+    new_tokens: int | None, prompts: int | None, repeats: int | None, limit: int | None = None
+) -> list[tuple[Case, tuple[Goal, ...]]]:
+    """The planner's grid, with other sizes where given; cells beyond `limit` tokens of context are left out."""
+    within = [(case, goals) for case, goals in PLANNER if limit is None or case.context <= limit]
+    return _sized(within, new_tokens, prompts, repeats, None)
+
 
 def goal_cases(
     new_tokens: int | None, prompts: int | None, repeats: int | None, limit: int | None = None
 ) -> list[tuple[Case, tuple[Goal, ...]]]:
     """The cases, with other sizes where given. `limit`: no context longer than this many tokens."""
+    return _sized(CASES, new_tokens, prompts, repeats, limit)
+
+
+def _sized(
+    cases: Sequence[tuple[Case, tuple[Goal, ...]]],
+    new_tokens: int | None,
+    prompts: int | None,
+    repeats: int | None,
+    limit: int | None,
+) -> list[tuple[Case, tuple[Goal, ...]]]:
     changed = []
-    for case, goals in CASES:
+    for case, goals in cases:
         sized = replace(
             case,
             new_tokens=new_tokens or case.new_tokens,

@@ -14,6 +14,7 @@ SETUPS = (
     "model",
     "self",
     "lookup",
+    "best_fixed",
     "auto",
     "auto_first",
     "auto_useless",

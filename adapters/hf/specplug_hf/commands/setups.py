@@ -168,6 +168,18 @@ def lookup(_: Models) -> Contender:
     return Contender("lookup", OURS, options)
 
 
+def best_fixed(models: Models) -> Contender:
+    """The best of what could be fixed: every drafter with a small and a large tree, and none."""
+    lengths = [_fixed(f"lookup chain {n}", drafter="prompt_lookup", tree=f"chain:length={n}") for n in (3, 6, 10)]
+    trees = ("chain:length=2", "chain:length=3", "sequoia:size=8,depth=4", "sequoia:size=16,depth=6")
+    drafts = [] if models.draft is None else trees
+    options = [_fixed(f"model {tree}", drafter="model", draft_model=models.draft, tree=tree) for tree in drafts]
+    own = _fixed(
+        "self window 252, chain 3", drafter="self", kv_policy="streaming:sink=4,window=252", tree="chain:length=3"
+    )
+    return Contender("best_fixed", OURS, [_fixed("none", drafter="none"), *lengths, *options, own])
+
+
 def auto(models: Models) -> Contender:
     """Everything chosen by measured rounds, those of earlier calls included; with the draft if there is one."""
     return Contender("auto", OURS, [_ours("auto", draft_model=models.draft)], learns=True)
@@ -197,6 +209,7 @@ REGISTRY: dict[str, Callable[[Models], Contender]] = {
     "model": model,
     "self": self_streaming,
     "lookup": lookup,
+    "best_fixed": best_fixed,
     "auto": auto,
     "auto_first": auto_first,
     "auto_useless": auto_useless,
