@@ -36,5 +36,6 @@ class Session:
 
     def forget(self, rows: Sequence[Hashable]) -> None:
         """These rows have left for good."""
+        self.controller.forget(rows)
         for drafter in self._drafters:
             drafter.forget(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -62,6 +62,9 @@ class Controller:
 
     def observe(self, finished: Round) -> None:
         """Learn from a finished round; may come a round late."""
+
+    def forget(self, rows: Sequence[Hashable]) -> None:
+        """These rows have left for good."""
 
 
 def planned(arm: Arm, batch: Batch) -> Plan:

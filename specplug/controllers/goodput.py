@@ -28,6 +28,7 @@ from specplug.host import Batch, Host
 from specplug.round import Round
 from specplug.tree import ROOT_ONLY
 
+STRANGE = 0.7  # share of what was seen of others that does not count for a row that nothing was seen of
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 
@@ -119,7 +120,7 @@ class Goodput(Controller):
     def _loss(self, option: Option, best: Option, plain: Option) -> float:
         """Seconds that a round of `option` will probably lose."""
         if option is plain:
-            return -math.inf  # never unaffordable
+            return max(0.0, plain.seconds * (1 - plain.rate / best.rate))
         if option.samples:
             return max(0.0, option.seconds * (1 - option.rate / best.rate))
         loss = plain.seconds * (1.0 if option.arm.drafter.drafts_with_model else 0.3)
@@ -131,7 +132,10 @@ class Goodput(Controller):
         kept = 0.5 ** (self._learnt.waited(situation, option.arm.label) / self.patience)
         if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
             rounds = self._cost.tried(self._plain(batch), situation) * kept
-            return replace(option, tokens=1 + min(0.3, 0.3 / math.sqrt(max(rounds, 1e-3))))
+            return replace(option, tokens=1 + min(0.3, 0.1 / math.sqrt(max(rounds, 1e-3))))
+        known = self._acceptance(option.arm, batch).rows
+        strangers = sum(row not in known for row in batch.rows) / batch.num_rows
+        kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
         return self._option(option.arm, batch, situation, doubt=1 / (1 + option.samples * kept))
 
     def _option(self, arm: Arm, batch: Batch, situation: Hashable, doubt: float = 0.0) -> Option | None:
@@ -151,8 +155,9 @@ class Goodput(Controller):
         costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._cost.price(works, situation)]
         seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
         if self._by_row and batch.num_rows > 1 and not doubt:
-            deeper = max((t for t in trees if t.cap == tree.cap), key=lambda t: t.size)
-            return self._sized(arm, batch, situation, seen, deeper)
+            # some rows may get more of it than the best tree for all has, but no draft step more is paid for
+            wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
+            return self._sized(arm, batch, situation, seen, wider)
         return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples)
 
     def _sized(self, arm: Arm, batch: Batch, situation: Hashable, seen: Acceptance, tree: Candidate) -> Option:
@@ -185,11 +190,11 @@ class Goodput(Controller):
         self._learnt.tick(situation, arm.label)
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
         self._warm.add(arm.label)
-        self._reading.observe(arm, finished.seconds.draft)
+        read = self._reading.observe(arm, finished.seconds.draft)
         self._settle(finished, situation, caught_up)
         if finished.plan.shape.size:
             self._acceptance(arm, batch).observe(finished)
-        if caught_up:
+        if caught_up and not read:
             plan, nodes = finished.plan, finished.trees.num_nodes
             total = 0 if plan.sizes is None else self._padded_tokens([size + 1 for size in plan.sizes])
             work = self._scale(arm, batch, nodes, plan.shape.depth, total)
@@ -209,6 +214,10 @@ class Goodput(Controller):
         elif not caught_up:
             gain = max(gain, -2 * plain)  # a long prompt must not cost an arm its trial
         self._purse.earn(seconds, gain, self.allowance, self.reinvest, most=20 * plain)
+
+    def forget(self, rows: Sequence[Hashable]) -> None:
+        for seen in self._learnt.acceptance.values():
+            seen.forget(rows)
 
     # --- what things are
 

@@ -32,9 +32,10 @@ class Reading:
         self._unread[arm.label] = unread
         return True
 
-    def observe(self, arm: Arm, seconds: float) -> None:
-        """`arm` drafted for so long."""
+    def observe(self, arm: Arm, seconds: float) -> bool:
+        """`arm` drafted for so long. Whether it had much to read: such a round's time is no round's otherwise."""
         unread = self._unread.get(arm.label, 0)
         self._unread.clear()
         if unread:
             self.known[arm.label] = seconds / unread
+        return bool(unread)

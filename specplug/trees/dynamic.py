@@ -32,4 +32,6 @@ class Dynamic(TreeBuilder):
         shape = best_tree(non_rising(acceptance), self.size, self.depth)
         if (shape.size, shape.depth) == (self.size, self.depth):
             return shape
-        return best_tree([1.0, *[0.9] * (self.size - 1)], self.size, self.depth)  # as deep and as large as was asked for
+        return best_tree(
+            [1.0, *[0.9] * (self.size - 1)], self.size, self.depth
+        )  # as deep and as large as was asked for

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from specplug.controllers import Arm, Controller
-from specplug.controllers.base import planned
+from specplug.controllers.base import Plan, planned
 from specplug.drafters import NoDraft
 from specplug.tree import ROOT_ONLY, chain_shape
+from specplug.trees import Sequoia
 from specplug_sglang.agreement import AgreedController
 
 
@@ -51,8 +52,25 @@ def test_all_ranks_take_the_first_ranks_plan():
         assert second.arm is ranks[1].arms[[a.label for a in ranks[1].arms].index(second.arm.label)]
         for rank in ranks:
             rank.observe(None)
-    assert {label for label, _ in wire} == {0, 1, 2}
+    assert {number for number, *_ in wire} == {0, 1, 2}
     assert [controller.seen for controller in inner] == [6, 0] and inner[1].clock == 1
+
+
+def test_any_tree_and_any_sizes_cross():
+    """Also trees that are no part of an arm's, such as goodput makes."""
+
+    class Shaped(Fickle):
+        def plan(self, batch):
+            return Plan(self.arms[2], Sequoia(5, 2).build(), (5, 1))
+
+    wire = []
+
+    def send(value):
+        wire.extend([] if value is None else [value])
+        return wire[-1]
+
+    plans = [AgreedController(Shaped(arms(), 0), rank, send).plan(None) for rank in (0, 1)]
+    assert plans[0].shape == plans[1].shape == Sequoia(5, 2).build() and plans[1].sizes == (5, 1)
 
 
 def test_without_agreement_they_would_differ():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from specplug.controllers import Controller
 from specplug.controllers.base import Plan
 from specplug.host import Batch
 from specplug.round import Round
+from specplug.tree import TreeShape
 
-Broadcast = Callable[[tuple[int, int] | None], tuple[int, int]]
+# What crosses between ranks: the arm's number, the tree's parents and priority, and the rows' sizes where they differ.
+Message = tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]
+Broadcast = Callable[[Message | None], Message]
 """Sends rank 0's value to every rank and returns it; other ranks pass None."""
 
 
 class AgreedController(Controller):
-    """`inner`'s decisions on rank 0, everywhere. What crosses is the arm's number and the depth its tree is cut to.
+    """`inner`'s decisions on rank 0, everywhere.
 
     Everything after the plan is a function of it and of values that are equal on all ranks: logits are gathered to all,
     and draws depend on the request's seed and position only.
@@ -26,21 +29,27 @@ class AgreedController(Controller):
         self._inner, self._rank, self._broadcast = inner, rank, broadcast
 
     def plan(self, batch: Batch) -> Plan:
-        mine = self._inner.plan(batch) if self._rank == 0 else None
-        number, depth = self._broadcast(None if mine is None else (self.arms.index(mine.arm), mine.shape.depth))
-        arm = self.arms[number]
-        return Plan(arm, arm.shape.cut(depth))
+        message = None
+        if self._rank == 0:
+            mine = self._inner.plan(batch)
+            message = self.arms.index(mine.arm), mine.shape.parents, mine.shape.priority, mine.sizes
+        number, parents, priority, sizes = self._broadcast(message)
+        return Plan(self.arms[number], TreeShape(tuple(parents), tuple(priority)), sizes)
 
     def observe(self, finished: Round) -> None:
         if self._rank == 0:
             self._inner.observe(finished)
+
+    def forget(self, rows: Sequence[Hashable]) -> None:
+        if self._rank == 0:
+            self._inner.forget(rows)
 
 
 def broadcast_over(group: Any) -> Broadcast:
     """Over an SGLang group coordinator's CPU group."""
     from sglang.srt.utils import broadcast_pyobj  # noqa: PLC0415  (only servers with more than one rank need it)
 
-    def send(value: tuple[int, int] | None) -> tuple[int, int]:
+    def send(value: Message | None) -> Message:
         sent = broadcast_pyobj([] if value is None else [value], group.rank, group.cpu_group, src=group.ranks[0])
         return sent[0]
 
