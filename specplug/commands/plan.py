@@ -14,7 +14,7 @@ from specplug.commands.plan_options import acceptance, numbers, whole
 from specplug.commands.plot import Curve, draw, need_matplotlib
 from specplug.commands.tables import aligned
 from specplug.cost.choice import MAX_GAMMA, MAX_SIZE, Budget, Choice
-from specplug.cost.memory import Memory
+from specplug.cost.device_memory import DeviceMemory
 from specplug.cost.planner import Cell, Limit, Planner
 from specplug.cost.presets import DEVICES, GIB, MODELS, device, model_shape
 from specplug.cost.roofline import Roofline, free_nodes
@@ -92,7 +92,7 @@ def _planner(arguments: argparse.Namespace) -> Planner:
     machine = dataclasses.replace(machine, launch=machine.launch + _number(arguments, "launch_us") * 1e-6)
     return Planner(
         cost=Roofline(target, machine, {"model": draft} if draft else {}),
-        memory=Memory(target, machine, draft, _number(arguments, "reserve_gib") * GIB),
+        memory=DeviceMemory(target, machine, draft, _number(arguments, "reserve_gib") * GIB),
         drafter="model" if draft else "self",
         acceptance=acceptance(arguments.acceptance, arguments.budget),
         max_gamma=whole("--max-gamma", arguments.max_gamma),

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from specplug.commands.plan_options import acceptance, whole
 from specplug.cost.choice import Budget
+from specplug.cost.device_memory import DeviceMemory
 from specplug.cost.fitted import OVERHEAD, TARGET
 from specplug.cost.magicdec import fit
-from specplug.cost.memory import Memory
 from specplug.cost.presets import GIB, device, model_shape
 from specplug.cost.profile import read_profile
 from specplug.cost.roofline import Overheads, Roofline
@@ -98,7 +98,7 @@ def _figured(arguments: argparse.Namespace, mix: Mix, tree: TreeShape, most: int
     )
     roofline = Roofline(target, machine, {"model": shape} if shape else {}, overheads, ROUND)
     longest = mix.prompts.longest + mix.outputs.longest
-    fitting = Memory(target, machine, shape).most_rows(longest)
+    fitting = DeviceMemory(target, machine, shape).most_rows(longest)
     if not fitting:
         raise OptionError(f"{target.name} with {longest} tokens does not fit in {machine.memory / GIB:.1f} GiB.")
     setting = Setting(

@@ -18,7 +18,7 @@ from specplug.cost.choice import (
     nothing,
     pays_from,
 )
-from specplug.cost.memory import Memory
+from specplug.cost.device_memory import DeviceMemory
 
 GRID = tuple(2**power for power in range(7, 22))  # contexts between which the first that pays is searched
 
@@ -50,7 +50,7 @@ class Planner:
     """Asks a cost model and the memory. `acceptance`: by rank, of each budget; a chain's is the first rank's."""
 
     cost: CostModel
-    memory: Memory
+    memory: DeviceMemory
     drafter: str
     acceptance: Mapping[Budget, Sequence[float]]
     max_gamma: int = MAX_GAMMA

@@ -12,7 +12,7 @@ RESERVE = 2 * 2.0**30  # bytes a device for its runtime, activations and graphs:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class DeviceMemory:
     """The memory of `device` beside a target and, if there is one, a draft model. Bytes of one device.
 
     A draft model keeps its whole cache, whatever its policy reads of it; the target drafting for itself keeps none.
