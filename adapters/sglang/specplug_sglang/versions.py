@@ -7,16 +7,17 @@ import re
 
 from specplug import UnsupportedError
 
-FIRST, LAST = "0.5.22", "0.5.23"
+FIRST, LAST = "0.5.23", "0.5.23"
 
 
 def check_version(installed: str | None = None) -> str:
     """The installed SGLang's version. Raises `UnsupportedError` that names both versions if it is out of the range."""
     version = importlib.metadata.version("sglang") if installed is None else installed
     if not release(FIRST) <= release(version) <= release(LAST):
+        served = FIRST if FIRST == LAST else f"{FIRST} to {LAST}"
         raise UnsupportedError(
-            f"SGLang {version} is installed; this specplug serves SGLang {FIRST} to {LAST}. Install one of these, or a "
-            "specplug that was tested with yours."
+            f"SGLang {version} is installed; this specplug serves SGLang {served}. Install that, or a specplug that was "
+            "tested with yours."
         )
     return version
 
