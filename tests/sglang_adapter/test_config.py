@@ -76,9 +76,14 @@ def test_tested_versions_are_served(version):
     assert check_version(version) == version
 
 
-@pytest.mark.parametrize("version", ["0.5.21", "0.5.24", "0.6.0", "1.0"])
+@pytest.mark.parametrize("version", ["0.5.22", "0.5.24", "0.6.0", "1.0"])
 def test_others_are_refused_with_both_versions(version):
-    with pytest.raises(
-        UnsupportedError, match=f"SGLang {version} is installed; this specplug serves SGLang {FIRST} to {LAST}"
-    ):
+    with pytest.raises(UnsupportedError, match=f"SGLang {version} is installed; this specplug serves SGLang 0.5.23. "):
         check_version(version)
+
+
+def test_a_range_is_named_by_both_ends(monkeypatch):
+    monkeypatch.setattr("specplug_sglang.versions.LAST", "0.5.25")
+    assert check_version("0.5.24") == "0.5.24"
+    with pytest.raises(UnsupportedError, match="this specplug serves SGLang 0.5.23 to 0.5.25. "):
+        check_version("0.5.26")
