@@ -8,8 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("specplug", deadline=None)  # a test says nothing about a machine's speed
+hypothesis.settings.load_profile("specplug")
 
 pytest_plugins = ["specplug_conformance.pytest_plugin"]
 
