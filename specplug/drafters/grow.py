@@ -22,7 +22,7 @@ from specplug.tree import TreeBatch, TreeShape
 def grow(host: Host, runner: DraftRunner, request: DraftRequest) -> TreeBatch:
     """A tree of `request.shape`'s size and at most its depth for every row, of `runner`'s most probable nodes."""
     batch, size, depth = request.batch, request.shape.size, request.shape.depth
-    width = frontier_width(size, depth)
+    width = min(frontier_width(size, depth), runner.vocab_size)  # the root has no more children than that
     scores = _log_probabilities(host, batch, runner.begin(batch, _beam(width, depth)))  # [B, 1, V]
     pool = _Pool(batch.roots, min(size, max(2, width), scores.shape[-1]))
     frontier = pool.add(scores, torch.zeros_like(batch.roots)[:, None], width)
@@ -94,10 +94,7 @@ class _Pool:
         self.tokens = torch.cat([self.tokens, best.indices.flatten(1)], 1)
         self.parents = torch.cat([self.parents, parents.repeat_interleave(self.branch, 1)], 1)
         self.scores = torch.cat([self.scores, reach], 1)
-        chosen = reach.topk(min(width, reach.shape[1]), dim=-1).indices
-        if chosen.shape[1] < width:  # a tiny vocabulary: some stand for two
-            chosen = torch.nn.functional.pad(chosen, (0, width - chosen.shape[1]), value=0)
-        return first + chosen
+        return first + reach.topk(width, dim=-1).indices
 
     def tokens_at(self, nodes: Tensor) -> Tensor:
         return self.tokens.gather(1, nodes)

@@ -69,7 +69,7 @@ def grow_for(roots, size, depth):
     return grow(None, runner, DraftRequest(batch, Dynamic(size, depth).build(), grown=True)), runner
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=3), st.integers(1, 12), st.integers(1, 5))
 def test_the_most_probable_nodes_that_were_seen_are_kept(roots, size, depth):
     depth = min(size, depth)
