@@ -26,7 +26,7 @@ from specplug.controllers.trees import Candidate, candidates, nodes_of, shape_of
 from specplug.cost.online import Scale
 from specplug.host import Batch, Host
 from specplug.round import Round
-from specplug.tree import ROOT_ONLY
+from specplug.tree import ROOT_ONLY, child_counts
 
 STRANGE = 0.7  # share of what was seen of others that does not count for a row that nothing was seen of
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
@@ -148,7 +148,7 @@ class Goodput(Controller):
         seen = self._acceptance(arm, batch)
         # what nobody has seen is tried with a small tree: what it costs is a guess too
         size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
-        first, later, chain = seen.first(doubt), seen.others(), arm.shape.is_chain
+        first, later, chain = seen.first(doubt), _later(arm, seen), arm.shape.is_chain
         trees = candidates(first, later, chain, size, min(arm.shape.depth, batch.room - 1))
         works = [self._scale(arm, batch, tree.size + 1, tree.depth) for tree in trees]
         # a drafter that finds nothing to propose costs a plain round
@@ -162,7 +162,7 @@ class Goodput(Controller):
 
     def _sized(self, arm: Arm, batch: Batch, situation: Hashable, seen: Acceptance, tree: Candidate) -> Option:
         """`arm` with as much of `tree` for each row as pays for that row."""
-        first, later, chain, rows = seen.first(), seen.others(), arm.shape.is_chain, batch.num_rows
+        first, later, chain, rows = seen.first(), _later(arm, seen), arm.shape.is_chain, batch.num_rows
 
         def seconds(count: int) -> float:
             """A round in which `count` draft tokens are verified over all rows."""
@@ -236,3 +236,8 @@ class Goodput(Controller):
         label = arm.label if nodes > 1 else self._baseline.label
         steps = depth if arm.drafter.drafts_with_model and nodes > 1 else 0
         return Scale(label, rows, total or rows * nodes, steps, rows * batch.context, budget_of(arm))
+
+
+def _later(arm: Arm, seen: Acceptance) -> list[float]:
+    """Shares of the later children, for nodes with no more children than the arm's own tree: a vocabulary may be small."""
+    return seen.others()[: max(child_counts(arm.shape)) - 1]

@@ -310,6 +310,16 @@ def test_the_objective_is_met_with_the_least_work():
         Slo(ms=0)
 
 
+def test_no_node_has_more_children_than_in_the_arms_own_tree():
+    """A vocabulary of four has no fifth child to draw."""
+    arms = [Arm("tree", Draft("m"), Sequoia(16, 6).build()), Arm("none", NoDraft(), Chain(0).build())]
+    most = max(child_counts(arms[0].shape))
+    goodput = Goodput().open(arms, HOST, Memory())
+    shapes = [plan.shape for plan in run_rounds(goodput, 80)]
+    assert max(max(child_counts(shape)) for shape in shapes) <= most < 8
+    assert any(shape.size for shape in shapes)
+
+
 def test_fixed_does_what_it_is_told_and_cuts_at_the_end():
     arms = [Arm("tree", ModelDraft("m"), Sequoia(8, 4).build()), Arm("none", NoDraft(), Chain(0).build())]
     fixed = Fixed().open(arms, HOST, Memory())

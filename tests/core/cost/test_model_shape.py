@@ -102,8 +102,12 @@ def test_what_is_not_covered_is_refused_by_its_field(change, named):
 
 
 def test_a_window_that_is_switched_off_is_none():
-    ModelShape.from_config(LLAMA | {"sliding_window": 4096, "use_sliding_window": False})
-    ModelShape.from_config(LLAMA | {"layer_types": ["full_attention"] * 32, "num_experts": None})
+    plain = ModelShape.from_config(LLAMA, "mine")
+    for switched_off in (
+        {"sliding_window": 4096, "use_sliding_window": False},
+        {"layer_types": ["full_attention"] * 32, "num_experts": None},
+    ):
+        assert ModelShape.from_config(LLAMA | switched_off, "mine") == plain
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
