@@ -14,9 +14,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from specplug.round import Round
-from specplug.tree import TreeShape, child_counts
+from specplug.tree import TreeBatch, TreeShape, child_counts
 from specplug.trees.base import DEFAULT_ACCEPTANCE
 from specplug.trees.sequoia import non_rising
+from specplug.verify import Verdict
 
 DEPTHS, RANKS = 12, 8
 _LATER = tuple(p / (1 - DEFAULT_ACCEPTANCE[0]) for p in DEFAULT_ACCEPTANCE[1:])
@@ -78,12 +79,30 @@ class Acceptance:
         self._fade()
         self.proposing += 0.1 * ((finished.trees.num_nodes > 1) - self.proposing)
         taken = finished.verdict.num_accepted.tolist()
-        ranks = _ranks(finished)
+        ranks = _ranks(finished.trees, finished.verdict, finished.plan.arm.grown)
         counts = child_counts(finished.plan.shape)
         sizes = finished.plan.sizes or (finished.plan.shape.size,) * len(taken)
         for row, path, length, size in zip(finished.batch.rows, ranks, taken, sizes, strict=True):
             if size:
                 self._count(row, path[:length], finished.plan.shape, counts, size)
+
+    def rehearsed(
+        self, rows: Sequence[Hashable], shape: TreeShape, trees: TreeBatch, verdict: Verdict, known: Sequence[int]
+    ) -> None:
+        """Count what would have become of `trees` in places from which only `known` tokens of the text were compared.
+
+        Of the rows of one batch, several times over: each time counts as a round.
+        """
+        taken, ranks = verdict.num_accepted.tolist(), _ranks(trees, verdict, grown=False)
+        proposed = [trees.num_nodes > 1] * len(taken) if trees.valid is None else trees.valid[:, 1:].any(1).tolist()
+        several = len(dict.fromkeys(rows))
+        for place, (row, path, length, limit) in enumerate(zip(rows, ranks, taken, known, strict=True)):
+            if place % several == 0:
+                self._fade()
+                self.proposing += 0.1 * (any(proposed[place : place + several]) - self.proposing)
+            seen = shape.cut(limit)  # what lies beyond has neither failed nor been taken
+            if seen.size:
+                self._count(row, path[:length], seen, child_counts(seen), seen.size)
 
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""
@@ -135,10 +154,10 @@ def _within(shape: TreeShape, node: int, size: int) -> int:
     return sum(parent == node and shape.priority[place] <= size for place, parent in enumerate(shape.parents))
 
 
-def _ranks(finished: Round) -> list[list[int]]:
+def _ranks(trees: TreeBatch, verdict: Verdict, grown: bool) -> list[list[int]]:
     """For every row, which child of its parent each accepted node is."""
-    trees, path = finished.trees, finished.verdict.path.tolist()
-    if finished.plan.arm.grown or (trees.shape is not None and trees.shape.is_chain):
+    path = verdict.path.tolist()
+    if grown or (trees.shape is not None and trees.shape.is_chain):
         return [[0] * (len(nodes) - 1) for nodes in path]
     children = trees.children.expand(trees.num_rows, -1, -1).tolist()
     return [

@@ -21,6 +21,7 @@ from specplug.controllers.base import Arm, Controller, Plan
 from specplug.controllers.memory import Memory
 from specplug.controllers.option import Option, Standing, budget_of, situation_of, widest
 from specplug.controllers.reading import Reading
+from specplug.controllers.rehearsal import Rehearsal
 from specplug.controllers.rows import sizes_by_row
 from specplug.controllers.trees import Candidate, candidates, nodes_of, shape_of
 from specplug.cost.online import Scale
@@ -58,12 +59,14 @@ class Goodput(Controller):
         self._by_row = self._padded_tokens((1, 3)) < 6  # rows of unequal size cost less than padded ones
         self._current: str | None = None
         self._standing: Standing | None = None
+        self._rehearsal = Rehearsal(self.arms)
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
 
     # --- planning
 
     def plan(self, batch: Batch) -> Plan:
         situation = situation_of(batch)
+        self._rehearsal.plan(batch)
         plain = self._plain(batch)
         if self._cost.tried(plain, situation) < (1 if self._cost.knows(situation) else 2):
             return Plan(self._baseline, ROOT_ONLY)  # loses nothing, and is what everything else is measured against
@@ -192,6 +195,8 @@ class Goodput(Controller):
         self._warm.add(arm.label)
         read = self._reading.observe(arm, finished.seconds.draft)
         self._settle(finished, situation, caught_up)
+        for rehearsed in self._rehearsal.observe(finished, self._seen):
+            self._learnt.look(situation, rehearsed.label)
         if finished.plan.shape.size:
             self._acceptance(arm, batch).observe(finished)
         if caught_up and not read:
@@ -216,13 +221,17 @@ class Goodput(Controller):
         self._purse.earn(seconds, gain, self.allowance, self.reinvest, most=20 * plain)
 
     def forget(self, rows: Sequence[Hashable]) -> None:
+        self._rehearsal.forget(rows)
         for seen in self._learnt.acceptance.values():
             seen.forget(rows)
 
     # --- what things are
 
     def _acceptance(self, arm: Arm, batch: Batch) -> Acceptance:
-        return self._learnt.acceptance.setdefault((arm.label, batch.sampling), Acceptance())
+        return self._seen(arm, batch.sampling)
+
+    def _seen(self, arm: Arm, sampling: bool) -> Acceptance:
+        return self._learnt.acceptance.setdefault((arm.label, sampling), Acceptance())
 
     def _plain(self, batch: Batch) -> Scale:
         return self._scale(self._baseline, batch, 1, 0)

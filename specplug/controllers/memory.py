@@ -38,15 +38,19 @@ class Learnt:
     rounds: Counter[Hashable] = field(default_factory=Counter)  # by situation
     tried: dict[tuple[Hashable, str], int] = field(
         default_factory=dict
-    )  # the situation's round when an arm was last run
+    )  # the situation's round when an arm was last run, or rehearsed
 
     def tick(self, situation: Hashable, label: str) -> None:
         """A round of the arm `label` has been run."""
         self.rounds[situation] += 1
+        self.look(situation, label)
+
+    def look(self, situation: Hashable, label: str) -> None:
+        """What the arm `label` is worth was seen just now."""
         self.tried[situation, label] = self.rounds[situation]
 
     def waited(self, situation: Hashable, label: str) -> int:
-        """Rounds since the arm `label` was last run."""
+        """Rounds since the arm `label` was last looked at."""
         return self.rounds[situation] - self.tried.get((situation, label), 0)
 
 

@@ -36,6 +36,9 @@ class Drafter:
     needs: ClassVar[frozenset[Need]] = frozenset()
     checked: ClassVar[bool] = True  # proposals are checked for range and NaN before they reach the target
     drafts_with_model: ClassVar[bool] = False  # whether each level of its tree costs a forward
+    rehearses: ClassVar[bool] = (
+        False  # proposes from `Batch.history` alone, remembers nothing: may be tried on the past
+    )
     host: Host
 
     @property

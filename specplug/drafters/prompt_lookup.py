@@ -22,6 +22,7 @@ class PromptLookup(Drafter):
     shortest: int = 1
     needs: ClassVar[frozenset[Need]] = frozenset({Need.HISTORY})
     checked: ClassVar[bool] = False
+    rehearses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.ngram:

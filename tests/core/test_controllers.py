@@ -110,7 +110,9 @@ def finished_round(plan, batch, paths, new, seconds):
 
 
 def batch_of(rows, context, room):
-    return SimpleNamespace(num_rows=rows, rows=tuple(range(rows)), context=context, room=max(1, room), sampling=False)
+    return SimpleNamespace(
+        num_rows=rows, rows=tuple(range(rows)), context=context, room=max(1, room), sampling=False, history=None
+    )
 
 
 def simulate(world, tokens, seed=0, memory=None, rows=1, prompt=50, controller=None):

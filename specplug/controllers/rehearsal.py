@@ -1,0 +1,109 @@
+"""Rehearsal: a drafter that proposes from the written text alone is tried on text that is already written.
+
+What a lookup would have proposed a few tokens ago is compared with what was written since: no verify, nothing lost. Greedy
+tokens agree exactly where the target would have accepted; a sampled token agrees with a proposed one as often as the target
+accepts it. So a text that begins to repeat itself is noticed while another drafter, or none, is at work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from specplug.acceptance import Acceptance
+from specplug.controllers.base import Arm
+from specplug.drafters.base import DraftRequest
+from specplug.host import Batch
+from specplug.round import Round
+from specplug.tree import TreeBatch
+from specplug.verify import Verdict, verify_greedy
+
+SPAN = 8  # tokens that a row must have written since the last rehearsal
+PLACES = 4  # most places in what was written since that it starts from
+COPIES = 8  # rows that the texts are repeated to for that, where there are fewer
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """One rehearsal, on the device: the batch's rows, once for every place."""
+
+    arm: Arm
+    rows: tuple[Hashable, ...]
+    sampling: bool
+    known: list[int]  # tokens a row that the text went on for
+    trees: TreeBatch
+    verdict: Verdict
+
+
+class Rehearsal:
+    """`plan` proposes for the past now and then, `observe` reads what became of it: nobody waits for the device."""
+
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        self._written = {id(arm): Counter[Hashable]() for arm in arms if arm.drafter.rehearses}
+        self._arms = [arm for arm in arms if arm.drafter.rehearses]
+        self._scenes: list[_Scene] = []
+
+    def plan(self, batch: Batch) -> None:
+        """Start a rehearsal of what others have written enough for."""
+        if batch.history is None:
+            return
+        for arm in self._arms:
+            written = self._written[id(arm)]
+            counts = [written[row] for row in batch.rows]
+            if max(counts) >= SPAN:
+                written.clear()
+                self._scenes.append(_scene(arm, batch, counts))
+
+    def observe(self, finished: Round, acceptance: Callable[[Arm, bool], Acceptance]) -> list[Arm]:
+        """Count what the round wrote, read the rehearsals before it into `acceptance`; returns what was rehearsed."""
+        for arm in self._arms:
+            written = self._written[id(arm)]
+            if arm is finished.plan.arm and finished.plan.shape.size:
+                written.clear()  # it was there itself
+                continue
+            written.update(dict(zip(finished.batch.rows, finished.commit.counts, strict=True)))
+        scenes, self._scenes = self._scenes, []
+        for scene in scenes:
+            acceptance(scene.arm, scene.sampling).rehearsed(
+                scene.rows, scene.arm.shape, scene.trees, scene.verdict, scene.known
+            )
+        return [scene.arm for scene in scenes]
+
+    def forget(self, rows: Sequence[Hashable]) -> None:
+        for written in self._written.values():
+            for row in rows:
+                written.pop(row, None)
+
+
+def _scene(arm: Arm, batch: Batch, written: Sequence[int]) -> _Scene:
+    """`arm` proposes at some places of what each row has `written`."""
+    places = max(1, min(PLACES, COPIES // batch.num_rows))
+    known = [-(-count * part // places) for part in range(places, 0, -1) for count in written]
+    past = _past(batch, known)
+    trees = arm.drafter.draft(DraftRequest(past, arm.shape))
+    assert past.history is not None and past.history_ends is not None
+    columns = (past.history_ends[:, None] + trees.depths).clamp(max=past.history.shape[1] - 1)
+    verdict = verify_greedy(trees, past.history.gather(1, columns))
+    return _Scene(arm, past.rows, batch.sampling, known, trees, verdict)
+
+
+def _past(batch: Batch, back: Sequence[int]) -> Batch:
+    """The rows of `batch`, again and again, each as it was `back` tokens ago."""
+    assert batch.history is not None and batch.history_ends is not None and batch.history_starts is not None
+    times = len(back) // batch.num_rows
+    ago = torch.tensor(back, device=batch.history.device)
+    history, starts = batch.history.repeat(times, 1), batch.history_starts.repeat(times)
+    ends = torch.maximum(batch.history_ends.repeat(times) - ago, starts + 1)
+    return replace(
+        batch,
+        rows=batch.rows * times,
+        roots=history.gather(1, ends[:, None] - 1).squeeze(1),
+        lengths=batch.lengths.repeat(times) - ago,
+        seeds=batch.seeds.repeat(times),
+        history=history,
+        history_ends=ends,
+        history_starts=starts,
+    )

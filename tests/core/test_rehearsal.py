@@ -1,0 +1,199 @@
+"""Rehearsal: a lookup tried on what is already written, beside whatever is at work."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from specplug.acceptance import Acceptance
+from specplug.controllers import Arm, Goodput, Memory
+from specplug.controllers.rehearsal import SPAN, Rehearsal
+from specplug.drafters import NoDraft, PromptLookup
+from specplug.drafters.base import DraftRequest
+from specplug.host import Batch, Commit
+from specplug.round import Round, Seconds
+from specplug.tree import roots_only
+from specplug.trees import Chain
+from specplug.verify import Targets, verify_greedy
+
+LOOKUP = Arm("lookup", PromptLookup(), Chain(6).build())
+PLAIN = Arm("none", NoDraft(), Chain(0).build())
+
+
+def batch_of(texts, ends=None):
+    """Rows that have written the first `ends` tokens of `texts`."""
+    ends = ends or [len(text) for text in texts]
+    width = max(map(len, texts))
+    history = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
+    last = torch.tensor(ends)
+    return Batch(
+        rows=tuple("abcdefgh"[: len(texts)]),
+        roots=history.gather(1, last[:, None] - 1).squeeze(1),
+        lengths=last - 1,
+        seeds=torch.zeros(len(texts), dtype=torch.int64),
+        sampling=False,
+        context=max(ends) - 1,
+        room=1000,
+        history=history,
+        history_ends=last,
+        history_starts=torch.zeros(len(texts), dtype=torch.int64),
+    )
+
+
+def plain_round(batch, counts, arm=PLAIN, seconds=1.0):
+    plan = SimpleNamespace(arm=arm, shape=arm.shape, sizes=None)
+    trees = roots_only(batch.roots)
+    verdict = SimpleNamespace(num_accepted=torch.zeros(batch.num_rows, dtype=torch.int64))
+    return SimpleNamespace(
+        batch=batch,
+        plan=plan,
+        commit=Commit(counts),
+        seconds=Seconds(0.0, seconds, 0.0, 0.0),
+        trees=trees,
+        verdict=verdict,
+    )
+
+
+def rehearse(texts, written, arm=LOOKUP):
+    """What is seen of `arm` once the rows have written the last `written` tokens of their texts by other means."""
+    batch, seen = batch_of(texts), Acceptance()
+    rehearsal = Rehearsal([arm, PLAIN])
+    rehearsal.observe(plain_round(batch, written), lambda *_: seen)
+    rehearsal.plan(batch)
+    looked = rehearsal.observe(plain_round(batch, [1] * len(texts)), lambda *_: seen)
+    return seen, looked
+
+
+def test_a_text_that_repeats_itself_is_all_taken():
+    seen, looked = rehearse([[*range(10)] * 5], [20])
+    assert looked == [LOOKUP]
+    assert seen.tried[0] > 3.9  # from four places
+    assert seen.taken == seen.tried
+    assert seen.tried[6] == 0.0  # as deep as the arm's tree
+    assert seen.proposing == 1.0
+
+
+def test_a_text_without_repetition_is_a_failure_to_propose():
+    seen, _ = rehearse([list(range(40))], [20])
+    assert seen.tried[0] > 3.9 and seen.taken[0] == 0.0
+    assert seen.proposing < 0.7
+
+
+def test_what_the_text_does_not_reach_yet_has_neither_failed_nor_been_taken():
+    """Eight tokens, four places: 8, 6, 4 and 2 tokens from the end."""
+    seen, _ = rehearse([[*range(10)] * 5], [8])
+    fading = seen.fading
+    assert seen.tried[1] == pytest.approx(1 + fading + fading**2 + fading**3)
+    assert seen.tried[3] == pytest.approx(fading + fading**2 + fading**3)
+    assert seen.tried[5] == pytest.approx(fading**2 + fading**3)
+
+
+def test_counts_are_those_of_real_rounds():
+    """Every place by hand: what a lookup proposes there, and how far the text goes on like it."""
+    generator = torch.Generator().manual_seed(3)
+    texts = torch.randint(0, 3, (2, 60), generator=generator).tolist()
+    seen, _ = rehearse(texts, [16, 12])
+    hand = Acceptance()
+    for back in ((16, 12), (12, 9), (8, 6), (4, 3)):
+        hand._fade()
+        for row, (text, ago) in enumerate(zip(texts, back, strict=True)):
+            past = batch_of([text[: len(text) - ago]])
+            proposed = LOOKUP.drafter.draft(SimpleNamespace(batch=past, shape=LOOKUP.shape)).tokens[0, 1:].tolist()
+            real = text[len(text) - ago :]
+            agreed = next((n for n, (p, r) in enumerate(zip(proposed, real, strict=False)) if p != r), len(proposed))
+            shape = Chain(min(LOOKUP.shape.depth, ago)).build()
+            hand._count("ab"[row], [0] * min(agreed, ago), shape, [1] * shape.size + [0], shape.size)
+    assert seen.tried == pytest.approx(hand.tried)
+    assert seen.taken == pytest.approx(hand.taken)
+    assert 0 < seen.taken[0] < seen.tried[0]
+    assert seen.rows == hand.rows
+
+
+def test_rows_that_wrote_nothing_are_not_judged():
+    seen, _ = rehearse([[*range(10)] * 5, list(range(40))], [10, 0])
+    assert set(seen.rows) == {"a"}
+    assert seen.taken == seen.tried
+
+
+def test_nothing_is_rehearsed_before_enough_is_written_nor_by_what_was_there_itself():
+    assert rehearse([[*range(10)] * 5], [SPAN - 1])[1] == []
+    batch, seen = batch_of([[*range(10)] * 5]), Acceptance()
+    rehearsal = Rehearsal([LOOKUP, PLAIN])
+    rehearsal.observe(plain_round(batch, [SPAN]), lambda *_: seen)
+    rehearsal.observe(plain_round(batch, [3], arm=LOOKUP), lambda *_: seen)
+    rehearsal.plan(batch)
+    assert rehearsal.observe(plain_round(batch, [1]), lambda *_: seen) == []
+
+
+def test_what_was_rehearsed_is_not_rehearsed_again():
+    batch, seen = batch_of([[*range(10)] * 5]), Acceptance()
+    rehearsal = Rehearsal([LOOKUP, PLAIN])
+    looked = []
+    for _ in range(3 * SPAN):
+        rehearsal.plan(batch)
+        looked += rehearsal.observe(plain_round(batch, [1]), lambda *_: seen)
+    assert len(looked) == 2
+
+
+def test_rows_that_left_are_forgotten():
+    batch, seen = batch_of([[*range(10)] * 5]), Acceptance()
+    rehearsal = Rehearsal([LOOKUP, PLAIN])
+    rehearsal.observe(plain_round(batch, [SPAN]), lambda *_: seen)
+    rehearsal.forget(["a"])
+    rehearsal.plan(batch)
+    assert rehearsal.observe(plain_round(batch, [1]), lambda *_: seen) == []
+
+
+def test_a_host_without_history_has_no_rehearsals():
+    batch = replace(batch_of([[1, 2, 3]]), history=None, history_ends=None, history_starts=None)
+    rehearsal = Rehearsal([LOOKUP])
+    rehearsal.observe(plain_round(batch, [SPAN]), lambda *_: Acceptance())
+    rehearsal.plan(batch)
+    assert rehearsal.observe(plain_round(batch, [1]), lambda *_: Acceptance()) == []
+
+
+def write(text, start, controller):
+    """Rounds in which exactly `text` is written from its token `start` on: who drafted, and how many tokens came of it."""
+    end, rounds = start, []
+    while end < len(text) - 10:
+        batch = batch_of([text], [end])
+        plan = controller.plan(batch)
+        trees = plan.arm.drafter.draft(DraftRequest(batch, plan.shape))
+        verdict = verify_greedy(trees, torch.tensor(text)[end + trees.depths])
+        new = int(verdict.num_accepted) + 1
+        seconds = Seconds(0.0, 0.7 + 0.3 * trees.num_nodes, 0.0, 0.0)
+        controller.observe(Round(batch, plan, trees, Targets(), verdict, Commit([new]), seconds))
+        rounds.append((plan.arm.label, new))
+        end += new
+    return rounds
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_goodput_turns_to_a_lookup_that_it_never_ran(repeats):
+    """Nothing may be spent on trials: what is known of the lookup comes from plain decoding alone."""
+    random = torch.randint(0, 8, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    text = random[:60] + (random[:60] * 3 if repeats else random[60:])
+    memory, host = Memory(), SimpleNamespace(key="host")
+    goodput = Goodput(allowance=0.0, credit=0.0, reinvest=0.0).open([LOOKUP, PLAIN], host, memory)
+    rounds = write(text, 62, goodput)
+    assert [label for label, _ in rounds[:SPAN]] == ["none"] * SPAN
+    if repeats:
+        assert "lookup" in [label for label, _ in rounds[: 2 * SPAN]]
+        assert max(new for _, new in rounds) > 5
+    else:
+        assert sum(label == "lookup" for label, _ in rounds) < 0.2 * len(rounds)
+        learnt = memory.of(host, [LOOKUP, PLAIN])
+        assert max(learnt.waited(situation, "lookup") for situation in learnt.rounds) < 2 * SPAN
+
+
+def test_goodput_forgets_the_rows_that_left():
+    host = SimpleNamespace(key="host")
+    goodput = Goodput().open([LOOKUP, PLAIN], host, Memory())
+    batch = batch_of([[*range(10)] * 5])
+    goodput.observe(plain_round(batch, [SPAN]))
+    goodput.forget(["a"])
+    for _ in range(2):
+        goodput.plan(batch)
+        goodput.observe(plain_round(batch, [0]))
+    assert goodput._acceptance(LOOKUP, batch).samples == 0
