@@ -114,5 +114,5 @@ def all_checks() -> list[Check]:
 
 ORDER = (
     "greedy", "greedy-fp32", "processors", "stopping", "batch", "joins", "law-exact", "law-sampled", "draws", "seeds",
-    "cache", "interruption", "budget", "limits", "hostile", "statistics",
+    "cache", "interruption", "budget", "limits", "hostile", "rehearsal", "statistics",
 )  # fmt: skip

@@ -307,6 +307,36 @@ class OutOfRange(Drafter):
         return chain_trees(request.batch.roots, torch.full_like(request.batch.roots, self.host.vocab_size)[:, None])
 
 
+@faulty_plugin("drafter", "rehearsal")
+class LooksAhead(Drafter):
+    """Proposes whatever stands behind the text, which is what was committed once it has been."""
+
+    rehearses = True
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        batch = request.batch
+        if not request.shape.size or batch.history is None:
+            return roots_only(batch.roots)
+        ahead = batch.history_ends.clamp(max=batch.history.shape[1] - 1)
+        return chain_trees(batch.roots, batch.history.gather(1, ahead[:, None]))
+
+
+@faulty_plugin("drafter", "rehearsal")
+class Remembers(Drafter):
+    """Proposes something else every time."""
+
+    rehearses = True
+
+    def setup(self) -> None:
+        self.calls = 0
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        if not request.shape.size:
+            return roots_only(request.batch.roots)
+        self.calls += 1
+        return chain_trees(request.batch.roots, torch.full_like(request.batch.roots, self.calls % self.host.vocab_size)[:, None])
+
+
 @faulty_plugin("kv_policy", "budget")
 class ReadsMore(KVPolicy):
     """Says eight, reads nine."""
