@@ -21,15 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Wall time of the parts of one round, in seconds; `other` is planning, laws, and the accept decision."""
+    """Wall time of the parts of one round, in seconds; `other` is the host's batch, laws, and the accept decision."""
 
     draft: float
     verify: float
     commit: float
     other: float
+    plan: float = 0.0  # the controller's
 
     @property
     def total(self) -> float:
+        return self.work + self.plan
+
+    @property
+    def work(self) -> float:
+        """Without planning: what the round's plan is answerable for."""
         return self.draft + self.verify + self.commit + self.other
 
 
@@ -54,6 +60,7 @@ def run_round(host: Host, session: Session) -> Round:
     """
     start = perf_counter()
     batch = host.batch()
+    gathered = perf_counter()
     plan = session.controller.plan(batch)
     planned = perf_counter()
 
@@ -76,7 +83,8 @@ def run_round(host: Host, session: Session) -> Round:
         draft=drafted - planned,
         verify=verified - drafted,
         commit=done - decided,
-        other=(planned - start) + (decided - verified),
+        other=(gathered - start) + (decided - verified),
+        plan=planned - gathered,
     )
     return Round(batch, plan, trees, targets, verdict, commit, seconds)
 

@@ -33,6 +33,7 @@ class SpecStats:
     seconds_verify: float = 0.0
     seconds_commit: float = 0.0
     seconds_other: float = 0.0
+    seconds_plan: float = 0.0
     seconds_prefill: float = 0.0
     kv_bytes_read: int = 0
 
@@ -87,6 +88,7 @@ class SpecStats:
         self.seconds_verify += finished.seconds.verify
         self.seconds_commit += finished.seconds.commit
         self.seconds_other += finished.seconds.other
+        self.seconds_plan += finished.seconds.plan
 
     @property
     def acceptance_rate(self) -> float:

@@ -188,7 +188,7 @@ class Goodput(Controller):
     # --- learning
 
     def observe(self, finished: Round) -> None:
-        arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.total
+        arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
         situation = situation_of(batch)
         self._learnt.tick(situation, arm.label)
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
@@ -207,7 +207,7 @@ class Goodput(Controller):
 
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""
-        arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.total
+        arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
         if not self._cost.tried(self._plain(batch), situation):
             return
         plain = self._cost.seconds(self._plain(batch), situation)

@@ -16,7 +16,10 @@ from specplug.tree import TreeBatch, chain_trees, roots_only
 
 @dataclass
 class PromptLookup(Drafter):
-    """Match the last `ngram` tokens, else fewer down to `shortest`, in the row's own committed text."""
+    """Match the last `ngram` tokens, else fewer down to `shortest`, in the row's own committed text.
+
+    Where the match reaches into its own continuation the text runs in a loop, which is proposed to go on.
+    """
 
     ngram: int = 3
     shortest: int = 1
@@ -36,22 +39,23 @@ class PromptLookup(Drafter):
         batch, length = request.batch, request.shape.depth
         if length == 0:
             return roots_only(batch.roots)
-        start, found = find_continuation(batch, self.ngram, self.shortest)
+        start, matched = find_continuation(batch, self.ngram)
         history, ends = batch.history, batch.history_ends
         assert history is not None and ends is not None  # Need.HISTORY
-        columns = start[:, None] + torch.arange(length, device=history.device)
-        counts = torch.where(found, (ends - start).clamp(max=length), 0)
+        known = ends - start  # tokens from the continuation's start to the root
+        counts = torch.where(matched >= known, length, known.clamp(max=length)).where(matched >= self.shortest, 0)
         longest = int(counts.max())
         if longest == 0:
             return roots_only(batch.roots)
-        tokens = history.gather(1, columns[:, :longest].clamp(max=history.shape[1] - 1))
+        columns = start[:, None] + torch.arange(longest, device=history.device) % known[:, None].clamp(min=1)
+        tokens = history.gather(1, columns.clamp(max=history.shape[1] - 1))
         return chain_trees(batch.roots, tokens, counts if batch.num_rows > 1 else None)
 
 
-def find_continuation(batch: Batch, ngram: int, shortest: int) -> tuple[Tensor, Tensor]:
+def find_continuation(batch: Batch, ngram: int) -> tuple[Tensor, Tensor]:
     """Where the text goes on after the most recent earlier occurrence of the longest matching suffix.
 
-    Returns the column of the first continuing token [B] int64 and whether there is one [B] bool.
+    Returns the column of the first continuing token and how many tokens before it match, at most `ngram`; both [B] int64.
     """
     history, ends, starts = batch.history, batch.history_ends, batch.history_starts
     assert history is not None and ends is not None and starts is not None
@@ -69,5 +73,4 @@ def find_continuation(batch: Batch, ngram: int, shortest: int) -> tuple[Tensor, 
         run += unbroken
     # the longest match, and among equals the most recent
     best = (run * width + column).argmax(dim=1)
-    length = run.gather(1, best[:, None]).squeeze(1)
-    return best + 1, length >= shortest
+    return best + 1, run.gather(1, best[:, None]).squeeze(1)

@@ -334,7 +334,9 @@ class Remembers(Drafter):
         if not request.shape.size:
             return roots_only(request.batch.roots)
         self.calls += 1
-        return chain_trees(request.batch.roots, torch.full_like(request.batch.roots, self.calls % self.host.vocab_size)[:, None])
+        return chain_trees(
+            request.batch.roots, torch.full_like(request.batch.roots, self.calls % self.host.vocab_size)[:, None]
+        )
 
 
 @faulty_plugin("kv_policy", "budget")

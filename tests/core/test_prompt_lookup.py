@@ -10,11 +10,15 @@ from specplug.trees import Chain
 
 
 def slow(text, ngram, shortest, length):
-    """Tokens after the most recent earlier occurrence of the longest suffix of at most `ngram` tokens."""
+    """Tokens after the most recent earlier occurrence of the longest suffix of at most `ngram` tokens.
+
+    Over and over again if that occurrence ends no earlier than its own length before the end.
+    """
     for n in range(ngram, shortest - 1, -1):
         for stop in range(len(text) - 1, n - 1, -1):  # the match is text[stop - n : stop], before the root
             if text[stop - n : stop] == text[len(text) - n :]:
-                return text[stop : stop + length]
+                found = text[stop:]
+                return (found * (length if n >= len(found) else 1))[:length]
     return []
 
 
@@ -67,7 +71,10 @@ def test_against_a_slow_reference(rows, data, ngram, shortest, length):
     [
         ([5, 6, 7, 8, 5, 6, 7], [8, 5, 6, 7]),
         ([1, 2, 3], []),
-        ([4, 4, 4, 4], [4]),  # the most recent match ends one token before the root
+        ([4, 4, 4, 4], [4] * 10),  # the most recent match ends one token before the root: a loop
+        ([9, 5, 6, 7, 5, 6, 7], [5, 6, 7] * 3 + [5]),  # as long a loop as the n-gram shows
+        ([9, 5, 6, 7, 8, 5, 6, 7, 8], [5, 6, 7, 8]),  # a longer one may be none
+        ([9, 6, 7, 6], [7, 6]),  # one token that matches shows no loop of two
         ([1, 2, 9, 1, 2, 3, 1, 2], [3, 1, 2]),  # the most recent of two equals
         ([7, 1, 2, 9, 8, 2, 3, 1, 2], [9, 8, 2, 3, 1, 2]),  # a longer match beats a more recent one
         ([3], []),

@@ -49,7 +49,7 @@ def test_the_sums_add_up(drafter, tree, sampling):
     assert stats.accepted_length_by_row == {row: 20 / stats.rounds_by_row[row] for row in range(4)}
     assert stats.acceptance_rate == (stats.accepted / stats.proposed if stats.proposed else 0.0)
     assert all(0 <= share <= 1 for share in stats.acceptance_by_depth.values())
-    total = stats.seconds_draft + stats.seconds_verify + stats.seconds_commit + stats.seconds_other
+    total = stats.seconds_draft + stats.seconds_verify + stats.seconds_commit + stats.seconds_other + stats.seconds_plan
     assert total == pytest.approx(sum(r.seconds.total for r in rounds))
     assert stats.draft_forwards == sum(r.plan.shape.depth for r in rounds if drafter in ("self", "model"))
     assert stats.kv_bytes_read > 0
