@@ -19,6 +19,7 @@ from specplug.plugins import Plugins
 from specplug_hf.commands import measure, show
 from specplug_hf.commands.batches import Prompts
 from specplug_hf.commands.cases import Case, Result, choose
+from specplug_hf.commands.dictation import PASSAGE
 from specplug_hf.commands.equality import Difference, differences
 from specplug_hf.commands.goals import CASES, outcomes
 from specplug_hf.commands.measure import Sample, interleaved
@@ -312,6 +313,31 @@ def test_goals_compare_with_the_better_of_several() -> None:
     assert measured["model", 1.3].reached
     assert measured["auto_useless", 0.95].against == "none"
     assert not measured["auto_useless", 0.95].reached
+
+
+def test_a_turning_text_is_written_as_dictated_and_is_predictable_for_its_half(models: Models) -> None:
+    vocab = models.target.config.vocab_size
+    batch = Prompts(models, builtin=True).batch(40, 2, 0, 1).turning(80, vocab, seed=3)
+    assert batch.dictated is not None
+    half, rest = batch.dictated[:40].tolist(), batch.dictated[40:].tolist()
+    assert half[PASSAGE:] == half[:-PASSAGE], "a passage, over and over"
+    assert len(set(rest)) > 30, "noise"
+    lookup = specplug.Speculator(drafter="prompt_lookup:ngram=2", tree="chain:length=8", controller="fixed")
+    for option in (Option("plain"), Option("lookup", {"assistant": lookup})):
+        output = measure.call(models, option, batch, 80)
+        assert torch.equal(output[:, 40:], batch.dictated.expand(2, -1)), option.label
+    assert lookup.stats.accepted_length > 1.4  # eight at a time for a third of the text, then one
+
+
+def test_the_planner_is_measured_on_texts_that_turn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    small = ["--planner", "--max-context", "256", "--new-tokens", "4", "--prompts", "1", "--quiet"]
+    assert main(["bench", *small, "--json", str(file)]) == 0
+    listed = json.loads(file.read_text())["cases"]
+    assert [(case["rows"], case["context"], case["turning"]) for case in listed] == [
+        *((rows, 256, False) for rows in (1, 2, 4, 8)), (1, 256, True), (4, 256, True)
+    ]  # fmt: skip
+    assert "random from the half on" in capsys.readouterr().out
 
 
 def test_cases_below_a_context_leave_self_speculation_out(models: Models) -> None:

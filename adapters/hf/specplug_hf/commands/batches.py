@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from specplug import OptionError
+from specplug_hf.commands.dictation import Dictation, turning_text
 from specplug_hf.commands.models import Models
 
 # Lengths of the rows of a ragged batch, as shares of the context; repeated as often as there are rows.
@@ -18,15 +20,28 @@ RAGGED = (1.0, 0.6, 0.85, 0.4)
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Left-padded prompts: `input_ids` and `attention_mask` [B, L] int64, and what they are called."""
+    """Left-padded prompts: `input_ids` and `attention_mask` [B, L] int64, and what they are called.
+
+    `dictated` [n] int64: what every row has to write, whatever the model says.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     name: str
+    dictated: Tensor | None = None
 
-    def inputs(self) -> dict[str, Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """Keyword arguments for `generate`."""
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        inputs: dict[str, Any] = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.dictated is not None:
+            dictation = Dictation(self.dictated, self.input_ids.shape[1])
+            inputs["logits_processor"] = LogitsProcessorList([dictation])
+        return inputs
+
+    def turning(self, length: int, vocab_size: int, seed: int) -> PromptBatch:
+        """The same prompts, to go on for `length` tokens that are predictable for the first half only."""
+        text = turning_text(length, vocab_size, seed).to(self.input_ids.device)
+        return replace(self, dictated=text, name=f"{self.name}, turning")
 
 
 class Prompts:

@@ -20,7 +20,10 @@ from specplug_hf.commands.summary import Row, by_contender, row
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What to measure. `prompts`: batches to measure on; half as many, at least one, to choose on."""
+    """What to measure. `prompts`: batches to measure on; half as many, at least one, to choose on.
+
+    `turning`: the text is dictated, and predictable for its first half only.
+    """
 
     rows: int
     context: int
@@ -29,12 +32,14 @@ class Case:
     ragged: bool = False
     prompts: int = 4
     repeats: int = 1
+    turning: bool = False
 
     @property
     def title(self) -> str:
         """For people."""
         shape = "ragged prompts up to " if self.ragged else "prompts of "
-        return f"batch {self.rows}, {shape}{self.context} tokens, {self.new_tokens} new tokens a row"
+        turn = ", random from the half on" if self.turning else ""
+        return f"batch {self.rows}, {shape}{self.context} tokens, {self.new_tokens} new tokens a row{turn}"
 
 
 @dataclass(slots=True)
@@ -59,6 +64,7 @@ class Result:
             "context": self.case.context,
             "new_tokens": self.case.new_tokens,
             "ragged": self.case.ragged,
+            "turning": self.case.turning,
             "summary": [line.as_dict() for line in self.rows()],
             "samples": [_sample(s) for s in self.samples],
             "choosing": [_sample(s) for s in self.choosing],
@@ -103,7 +109,11 @@ class Runner:
         return result
 
     def _batches(self, case: Case, half: int, count: int) -> list[PromptBatch]:
-        return [self.prompts.batch(case.context, case.rows, number, half, case.ragged) for number in range(count)]
+        batches = [self.prompts.batch(case.context, case.rows, number, half, case.ragged) for number in range(count)]
+        if not case.turning:
+            return batches
+        vocab = self.models.target.config.get_text_config().vocab_size
+        return [b.turning(case.new_tokens, vocab, 2 * number + half) for number, b in enumerate(batches)]
 
     def _warm_up(self, taking_part: Sequence[Contender]) -> None:
         """Short calls, so that nobody's first one is timed. Those that learn are not shown anything this short."""

@@ -85,18 +85,22 @@ CASES: tuple[tuple[Case, tuple[Goal, ...]], ...] = (
 
 OVERHEAD_GOAL = 0.15
 
-# The planner against what one could have fixed, had one known: batch by context.
-PLANNER = tuple(
-    (
-        Case(rows, context, 96, ("plain", "none", "best_fixed", "auto", "auto_useless"), prompts=3),
-        (
-            Goal("auto", "auto", ("best_fixed",), 0.95),
-            _auto("auto", "auto"),
-            _auto("auto_useless", "auto, useless draft"),
-        ),
-    )
-    for context in (256, 1024, 4096)
-    for rows in (1, 2, 4, 8)
+# The planner against what one could have fixed, had one known: batch by context, and texts that turn.
+PLANNER_GOALS = (
+    Goal("auto", "auto", ("best_fixed",), 0.95),
+    _auto("auto", "auto"),
+    _auto("auto_useless", "auto, useless draft"),
+)
+
+
+def _planner(rows: int, context: int, new_tokens: int = 96, turning: bool = False) -> tuple[Case, tuple[Goal, ...]]:
+    names = ("plain", "none", "best_fixed", "auto", "auto_useless")
+    return Case(rows, context, new_tokens, names, prompts=3, turning=turning), PLANNER_GOALS
+
+
+PLANNER = (
+    *(_planner(rows, context) for context in (256, 1024, 4096) for rows in (1, 2, 4, 8)),
+    *(_planner(rows, 256, 192, turning=True) for rows in (1, 4)),
 )
 
 
