@@ -16,6 +16,7 @@ from specplug.host import DraftRunner
 from specplug.kv_policies import KVPolicy
 from specplug_sglang import grammar, laws, penalties
 from specplug_sglang.checks import check_layout, check_pool, check_window
+from specplug_sglang.draft_cache import DraftCache
 from specplug_sglang.graphs import Graphs
 from specplug_sglang.identity import identity_of, weight_bytes
 from specplug_sglang.inputs import RoundRelay, TreeInput
@@ -58,6 +59,7 @@ class SGLangHost:
         self.capabilities = frozenset(known | ({Need.MODEL_RUNNER} if draft is not None else set()))
         self.runners: list[SelfRunner] = []
         self.graphs = Graphs()
+        self.draft_cache: DraftCache | None = None
         self.schedule: ScheduleBatch
         self.outcome: Outcome | None = None
 

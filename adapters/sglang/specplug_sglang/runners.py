@@ -112,8 +112,12 @@ class ModelRunner(SelfRunner):
         self._read: dict[Any, int] = {}
 
     def unread(self, batch: Batch) -> int:
-        """What was committed since it last read; its prompts were read with the target's."""
+        """What was committed since it last read; prompts too, where they were not read with the target's."""
         return sum(n - self.known(row, n) for row, n in zip(batch.rows, self.host.lengths_cpu, strict=True))
+
+    def read_to(self, row: Any) -> int:
+        """Up to which place of `row` the draft has read, in this round's tree included."""
+        return self._read.get(row, 0)
 
     def known(self, row: Any, length: int) -> int:
         """How many of the `length` committed tokens of `row` are in the draft's cache."""
@@ -162,4 +166,6 @@ class ModelRunner(SelfRunner):
         places = batch.lengths[:, None] - behind + torch.arange(count, device=batch.lengths.device)
         fresh = places >= torch.tensor(known, device=batch.lengths.device)[:, None]
         tokens = self.host.text.ids[self.host.indices[:, None], view.positions]
-        return self._forward(tokens, view, view.slots[:, -count:].where(fresh, 0))  # slot 0 is for what nobody needs
+        slots = view.slots[:, -count:].where(fresh, 0)  # slot 0 is for what nobody needs
+        self.host.draft_cache.read(slots)
+        return self._forward(tokens, view, slots)

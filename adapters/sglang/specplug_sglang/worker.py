@@ -25,6 +25,7 @@ from specplug_sglang.agreement import AgreedController, broadcast_over
 from specplug_sglang.arguments import words_of
 from specplug_sglang.config import speculator_of
 from specplug_sglang.draft import load_draft
+from specplug_sglang.draft_prompts import DraftPrompts
 from specplug_sglang.graphs import Graphs
 from specplug_sglang.host import Outcome, SGLangHost
 from specplug_sglang.inputs import RoundRelay
@@ -59,6 +60,7 @@ class SpecplugWorker(BaseSpecWorker):
     def alloc_memory_pool(self, **pools: Any) -> None:
         """The target's pools exist now, and with them everything a host needs."""
         super().alloc_memory_pool(**pools)
+        self._draft_prompts = None if self._draft_worker is None else DraftPrompts(self._draft_worker)
         self.serve(self.speculator)
 
     def init_cuda_graphs(self) -> None:
@@ -88,6 +90,8 @@ class SpecplugWorker(BaseSpecWorker):
         history = bool(needs & {Need.HISTORY, Need.MODEL_RUNNER})
         self.host = SGLangHost(self._target_worker, self._draft_worker, requests, history)
         self.host.graphs = self._graphs
+        if self._draft_prompts is not None:
+            self.host.draft_cache, self._draft_prompts.idle = self._draft_prompts.cache, 0
         self.session = speculator.open(self.host)
         self.plain = Speculator(drafter="none", controller="fixed").open(self.host)
         parallel = get_parallel()
@@ -116,8 +120,8 @@ class SpecplugWorker(BaseSpecWorker):
         result = self._target_worker.forward_batch_generation(batch, pp_proxy_tensors=proxy)
         self._seed_first_tokens(batch, result)
         lengths, first = batch.seq_lens.clone(), result.next_token_ids
-        if self._draft_worker is not None and not batch.forward_mode.is_idle():
-            self._prompt_of_draft(batch)
+        if self._draft_prompts is not None and not batch.forward_mode.is_idle():
+            self._draft_prompts.prompt(batch, self.host, self._model_runners())
         if self.host.text is not None:
             self._write_texts(batch, first)
         if on_publish is not None:
@@ -145,17 +149,6 @@ class SpecplugWorker(BaseSpecWorker):
             log_probabilities = law.gather(1, drawn[:, None].long()).log().squeeze(1)
             result.logits_output.next_token_logprobs[own] = log_probabilities[own]
 
-    def _prompt_of_draft(self, batch: ScheduleBatch) -> None:
-        """The draft reads what the target reads: its KV stands in the same slots of its own pool."""
-        return_logprob, batch.return_logprob = batch.return_logprob, False
-        try:
-            self._draft_worker.forward_batch_generation(batch, is_verify=True)
-        finally:
-            batch.return_logprob = return_logprob
-        rows, lengths = [req.rid for req in batch.reqs], batch.seq_lens_cpu.tolist()
-        for runner in self._model_runners():
-            runner.prefilled(rows, lengths)
-
     def _model_runners(self) -> list[ModelRunner]:
         return [runner for runner in self.host.runners if isinstance(runner, ModelRunner)]
 
@@ -182,6 +175,9 @@ class SpecplugWorker(BaseSpecWorker):
         lens = (verdict.num_accepted + 1).to(torch.int32)
         lengths = self.host.lengths + lens
         tokens = verdict.tokens(outcome.trees)
+        if self._draft_prompts is not None:
+            drafted = isinstance(finished.plan.arm.drafter, ModelDraft)
+            self._draft_prompts.round(self.host, self._model_runners(), drafted, tokens.shape[1])
         if batch.return_logprob:
             _log_probabilities(batch, outcome, tokens)
         if on_publish is not None:
