@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specplug.controllers import Arm, Controller, Goodput, Memory
+from specplug.controllers.option import budget_of
 from specplug.controllers.trees import SIZES
 from specplug.cost.profile import Profile, read_profile
 from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
@@ -23,6 +24,7 @@ from specplug.tree import ROOT_ONLY, TreeShape, child_counts
 from specplug.trees import Chain, Sequoia, TreeBuilder
 
 AUTO = "auto"
+BUDGETS = (256, 512, 1024)  # KV entries that the target drafting for itself may read: which pays depends on the context
 
 
 @dataclass
@@ -77,8 +79,10 @@ class Speculator:
         if self.draft_model is not None:
             drafters.append(ModelDraft(self.draft_model, policy or Full()))
         drafters.append(PromptLookup())
-        if not isinstance(policy, Full):
-            drafters.append(SelfDraft(policy or Streaming()))
+        if policy is None:
+            drafters += [SelfDraft(Streaming(window=budget - Streaming().sink)) for budget in BUDGETS]
+        elif not isinstance(policy, Full):
+            drafters.append(SelfDraft(policy))
         return drafters
 
     @property
@@ -160,9 +164,15 @@ class Speculator:
             for shape in self._shapes_of(drafter):
                 _check_branching(shape, host.vocab_size)
                 grown = self._grown and drafter.drafts_with_model
-                yield Arm(_label(drafter, shape, grown), opened, shape, _min_context(drafter), grown)
+                yield Arm(self._label(drafter, shape, grown), opened, shape, _min_context(drafter), grown)
         if not served or (self._controller.needs_baseline and not isinstance(self._candidates[-1], NoDraft)):
             yield Arm("none", NoDraft().open(host), ROOT_ONLY)
+
+    def _label(self, drafter: Drafter, shape: TreeShape, grown: bool) -> str:
+        several = sum(type(other) is type(drafter) for other in self._candidates) > 1
+        name = type(drafter).__name__ + (f"[{budget_of(drafter)}]" if several else "")
+        kind = "grown" if grown else "chain" if shape.is_chain else "tree"
+        return f"{name}/{kind}:{shape.size}" + ("" if kind == "chain" else f"x{shape.depth}")
 
 
 def default_shapes(drafter: Drafter) -> list[TreeShape]:
@@ -176,14 +186,7 @@ def default_shapes(drafter: Drafter) -> list[TreeShape]:
 
 def _min_context(drafter: Drafter) -> int:
     """Self-speculation cannot pay before the cache is well over what the draft reads of it (MagicDec, section 3)."""
-    if isinstance(drafter, SelfDraft) and drafter.kv_policy.budget is not None:
-        return 4 * drafter.kv_policy.budget
-    return 0
-
-
-def _label(drafter: Drafter, shape: TreeShape, grown: bool) -> str:
-    kind = "grown" if grown else "chain" if shape.is_chain else "tree"
-    return f"{type(drafter).__name__}/{kind}:{shape.size}" + ("" if kind == "chain" else f"x{shape.depth}")
+    return 4 * (budget_of(drafter) or 0) if isinstance(drafter, SelfDraft) else 0
 
 
 def _check_needs(drafter: Drafter, capabilities: frozenset[Need], host_name: str, asked: object) -> None:

@@ -28,6 +28,18 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a controller expects of a round, for whoever looks on (trace/). `reason`: why this plan, in a few words.
+
+    `tokens` a row, the bonus included; `seconds` of the round without its planning; None: it expects nothing in numbers.
+    """
+
+    reason: str
+    tokens: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One round's decision. `shape` is the arm's or a smaller one, cut to what the rows may still take.
 
@@ -37,6 +49,7 @@ class Plan:
     arm: Arm
     shape: TreeShape
     sizes: tuple[int, ...] | None = None
+    predicted: Prediction | None = None  # None: the controller predicts nothing
 
 
 class Controller:

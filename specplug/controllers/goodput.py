@@ -17,9 +17,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from specplug.acceptance import Acceptance
-from specplug.controllers.base import Arm, Controller, Plan
+from specplug.controllers.base import Arm, Controller, Plan, Prediction
+from specplug.controllers.beliefs import Beliefs
 from specplug.controllers.memory import Memory
-from specplug.controllers.option import Option, Standing, budget_of, situation_of, widest
+from specplug.controllers.option import Option, Standing, budget_of, reason_to_try, situation_of, widest
 from specplug.controllers.reading import Reading
 from specplug.controllers.rehearsal import Rehearsal
 from specplug.controllers.rows import sizes_by_row
@@ -53,6 +54,7 @@ class Goodput(Controller):
         self._baseline = self.arms[-1]
         self._learnt = memory.of(host, self.arms)
         self._purse, self._cost = self._learnt.purse, self._learnt.cost
+        self._beliefs = Beliefs(self._learnt.acceptance, self.arms)
         self._reading = Reading(self._learnt.reading, self.stake)
         padded = getattr(host, "padded_tokens", None)
         self._padded_tokens: Callable[[Sequence[int]], int] = padded or (lambda sizes: len(sizes) * max(sizes))
@@ -68,16 +70,14 @@ class Goodput(Controller):
         situation = situation_of(batch)
         self._rehearsal.plan(batch)
         plain = self._plain(batch)
-        if self._cost.tried(plain, situation) < (1 if self._cost.knows(situation) else 2):
-            return Plan(self._baseline, ROOT_ONLY)  # loses nothing, and is what everything else is measured against
+        tried, knows = self._cost.tried(plain, situation), self._cost.knows(situation)
+        if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
+            seconds = self._cost.seconds(plain, situation) if tried or knows else None
+            return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
         chosen = self._decision(batch, situation)
         if chosen.arm.drafter.drafts_with_model and chosen.arm.label not in self._warm:
-            return Plan(
-                chosen.arm, chosen.shape.cut(min(1, batch.room - 1))
-            )  # its caches catch up: not to be measured yet
-        if chosen.sizes is not None:
-            return Plan(chosen.arm, chosen.shape, chosen.sizes)
-        return Plan(chosen.arm, chosen.shape if batch.sampling else chosen.shape.cut(batch.room - 1))
+            return chosen.catching_up(batch)
+        return chosen.plan(batch)
 
     def _decision(self, batch: Batch, situation: Hashable) -> Option:
         """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
@@ -91,10 +91,11 @@ class Goodput(Controller):
         trial = self._trial(options, best, batch, situation)
         if trial is not None:
             self._standing = None
-            return trial
+            return replace(trial, reason=reason_to_try(trial))
+        best = replace(best, reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
         # looked at often while little is known of it
         sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
-        self._standing = Standing(key, rounds + sure, best)
+        self._standing = Standing(key, rounds + sure, replace(best, reason=f"{best.reason}, at the last look"))
         return best
 
     def _best(self, options: list[Option]) -> Option:
@@ -136,19 +137,23 @@ class Goodput(Controller):
         if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
             rounds = self._cost.tried(self._plain(batch), situation) * kept
             return replace(option, tokens=1 + min(0.3, 0.1 / math.sqrt(max(rounds, 1e-3))))
-        known = self._acceptance(option.arm, batch).rows
+        known = self._beliefs.of(option.arm, batch.sampling).rows
         strangers = sum(row not in known for row in batch.rows) / batch.num_rows
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
-        return self._option(option.arm, batch, situation, doubt=1 / (1 + option.samples * kept))
+        trials = self._beliefs.trials(option.arm, batch.sampling)
+        return self._option(option.arm, batch, situation, doubt=1 / (1 + trials * kept))
 
     def _option(self, arm: Arm, batch: Batch, situation: Hashable, doubt: float = 0.0) -> Option | None:
         """`arm` with its best tree; None if it cannot pay here."""
         plain = self._cost.seconds(self._plain(batch), situation)
         if arm is self._baseline:
             return Option(arm, ROOT_ONLY, 1.0, plain)
-        if batch.context < arm.min_context or batch.room < 2 or not self._reading.pays(arm, batch, plain):
+        if batch.context < arm.min_context or batch.room < 2:
             return None
-        seen = self._acceptance(arm, batch)
+        reading = self._reading.seconds(arm, batch, plain)
+        if reading is None:
+            return None
+        seen = self._beliefs.of(arm, batch.sampling)
         # what nobody has seen is tried with a small tree: what it costs is a guess too
         size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
         first, later, chain = seen.first(doubt), _later(arm, seen), arm.shape.is_chain
@@ -156,6 +161,8 @@ class Goodput(Controller):
         works = [self._scale(arm, batch, tree.size + 1, tree.depth) for tree in trees]
         # a drafter that finds nothing to propose costs a plain round
         costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._cost.price(works, situation)]
+        # what is read once serves all the rounds that are left
+        costs = [cost + reading * tree.tokens / batch.room for cost, tree in zip(costs, trees, strict=True)]
         seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
         if self._by_row and batch.num_rows > 1 and not doubt:
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for
@@ -195,10 +202,10 @@ class Goodput(Controller):
         self._warm.add(arm.label)
         read = self._reading.observe(arm, finished.seconds.draft)
         self._settle(finished, situation, caught_up)
-        for rehearsed in self._rehearsal.observe(finished, self._seen):
+        for rehearsed in self._rehearsal.observe(finished, self._beliefs.of):
             self._learnt.look(situation, rehearsed.label)
         if finished.plan.shape.size:
-            self._acceptance(arm, batch).observe(finished)
+            self._beliefs.of(arm, batch.sampling).observe(finished)
         if caught_up and not read:
             plan, nodes = finished.plan, finished.trees.num_nodes
             total = 0 if plan.sizes is None else self._padded_tokens([size + 1 for size in plan.sizes])
@@ -222,16 +229,9 @@ class Goodput(Controller):
 
     def forget(self, rows: Sequence[Hashable]) -> None:
         self._rehearsal.forget(rows)
-        for seen in self._learnt.acceptance.values():
-            seen.forget(rows)
+        self._beliefs.forget(rows)
 
     # --- what things are
-
-    def _acceptance(self, arm: Arm, batch: Batch) -> Acceptance:
-        return self._seen(arm, batch.sampling)
-
-    def _seen(self, arm: Arm, sampling: bool) -> Acceptance:
-        return self._learnt.acceptance.setdefault((arm.label, sampling), Acceptance())
 
     def _plain(self, batch: Batch) -> Scale:
         return self._scale(self._baseline, batch, 1, 0)
@@ -244,7 +244,7 @@ class Goodput(Controller):
         rows = batch.num_rows
         label = arm.label if nodes > 1 else self._baseline.label
         steps = depth if arm.drafter.drafts_with_model and nodes > 1 else 0
-        return Scale(label, rows, total or rows * nodes, steps, rows * batch.context, budget_of(arm))
+        return Scale(label, rows, total or rows * nodes, steps, rows * batch.context, budget_of(arm.drafter))
 
 
 def _later(arm: Arm, seen: Acceptance) -> list[float]:

@@ -83,7 +83,7 @@ def calibrated(profile: Profile, arms: Sequence[Arm]) -> Calibrated:
     drafts = {}
     for arm in arms:
         part = arm.drafter.key if arm.drafter.key in profile.cost.coefficients else None
-        drafts[arm.label] = Drafting(part, budget_of(arm))
+        drafts[arm.label] = Drafting(part, budget_of(arm.drafter))
     return Calibrated(Prior(profile.cost, drafts, MODEL_SHARE))
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from specplug.controllers.base import Arm
+from specplug.controllers.base import Arm, Plan, Prediction
+from specplug.drafters.base import Drafter
 from specplug.host import Batch
 from specplug.tree import TreeShape
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An arm with the tree that suits it best now. `tokens` expected a row, `seconds` predicted for the round."""
+    """An arm with the tree that suits it best now. `tokens` expected a row, `seconds` predicted for the round.
+
+    `reason`: why it was chosen, in a few words; empty as long as it is not.
+    """
 
     arm: Arm
     shape: TreeShape
@@ -20,11 +24,22 @@ class Option:
     seconds: float
     samples: float = 0.0  # rows and rounds that were seen of it and still count
     sizes: tuple[int, ...] | None = None  # of each row, where they differ
+    reason: str = ""
 
     @property
     def rate(self) -> float:
         """Tokens a row and second."""
         return self.tokens / self.seconds
+
+    def plan(self, batch: Batch) -> Plan:
+        """The round that it stands for. A sampled batch's tree is left whole: see `controllers.base.planned`."""
+        whole = batch.sampling or self.sizes is not None
+        shape = self.shape if whole else self.shape.cut(batch.room - 1)
+        return Plan(self.arm, shape, self.sizes, Prediction(self.reason, self.tokens, self.seconds))
+
+    def catching_up(self, batch: Batch) -> Plan:
+        """A round of one draft token, in which the draft reads what it has missed: not to be measured."""
+        return Plan(self.arm, self.shape.cut(min(1, batch.room - 1)), predicted=Prediction("its caches catch up"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,13 @@ class Standing:
     key: Hashable
     until: int
     option: Option
+
+
+def reason_to_try(option: Option) -> str:
+    """Why an option is tried that is not the best for all that is known; what it promises is what it may give at most."""
+    if not option.shape.size:
+        return "tries plain decoding again"
+    return "tries it again: may be better than the best" if option.samples else "tries it: nothing was seen of it yet"
 
 
 def situation_of(batch: Batch) -> Hashable:
@@ -51,7 +73,7 @@ def widest(arms: Sequence[Arm]) -> list[Arm]:
     return list(found.values())
 
 
-def budget_of(arm: Arm) -> int | None:
-    """Most of a row's committed tokens that the arm's draft reads; None: all."""
-    policy = getattr(arm.drafter, "kv_policy", None)
+def budget_of(drafter: Drafter) -> int | None:
+    """Most of a row's committed tokens that it reads; None: all."""
+    policy = getattr(drafter, "kv_policy", None)
     return None if policy is None else policy.budget

@@ -22,15 +22,16 @@ class Reading:
     stake: float
     _unread: dict[str, int] = field(default_factory=dict)  # by arm, as of the last plan
 
-    def pays(self, arm: Arm, batch: Batch, plain: float) -> bool:
-        """Whether what `arm` has not read can pay within the tokens that are left; `plain`: seconds of a plain round."""
+    def seconds(self, arm: Arm, batch: Batch, plain: float) -> float | None:
+        """What reading will take before `arm` can draft; None: more than may be staked. `plain`: seconds of a plain round."""
         unread = arm.drafter.unread(batch)
         if unread <= LITTLE * batch.num_rows:
-            return True
-        if unread * self.known.get(arm.label, plain / batch.num_rows / GUESS) > self.stake * batch.room * plain:
-            return False
+            return 0.0
+        needed = unread * self.known.get(arm.label, plain / batch.num_rows / GUESS)
+        if needed > self.stake * batch.room * plain:
+            return None
         self._unread[arm.label] = unread
-        return True
+        return needed
 
     def observe(self, arm: Arm, seconds: float) -> bool:
         """`arm` drafted for so long. Whether it had much to read: such a round's time is no round's otherwise."""

@@ -115,10 +115,10 @@ def batch_of(rows, context, room):
     )
 
 
-def simulate(world, tokens, seed=0, memory=None, rows=1, prompt=50, controller=None):
+def simulate(world, tokens, seed=0, memory=None, rows=1, prompt=50, controller=None, host=HOST):
     """Generate `tokens` a row; returns (speed against plain decoding, seconds by drafter)."""
     rng = random.Random(seed)
-    goodput = (controller or Goodput()).open(world.arms(), HOST, memory or Memory())
+    goodput = (controller or Goodput()).open(world.arms(), host, memory or Memory())
     done, elapsed, spent, warm = 0.0, 0.0, {"none": 0.0, "big": 0.0, "lookup": 0.0}, False
     while done < tokens:
         room = int(tokens - done)
@@ -134,7 +134,7 @@ def simulate(world, tokens, seed=0, memory=None, rows=1, prompt=50, controller=N
         goodput.observe(finished_round(plan, batch, paths, new, seen))
         done += sum(new) / rows
         elapsed += seconds  # without the noise that the controller sees: its luck is no merit
-        spent[plan.arm.label] += seconds
+        spent[plan.arm.label] = spent.get(plan.arm.label, 0.0) + seconds
     return done / elapsed, spent
 
 
@@ -220,6 +220,16 @@ def test_goodput_looks_at_the_lookup_again_beside_a_good_draft():
     """What worked before is no reason never to look: the text begins to repeat itself while a draft model is at work."""
     world = World(model=0.75, lookup=lambda written: 0.1 if written < 200 else 0.92)
     assert mean_speed(world, 1500, runs=4) > 2.2  # 1.5 with the draft alone
+
+
+def test_a_prompt_is_not_read_for_a_gain_that_is_smaller():
+    """A draft that makes 1.1 times as fast, once it has read for twelve rounds: known to pay over 1500 tokens, not over 60."""
+    world = World(model=0.55, lookup=0.02, prefill=12.0, unread=4096)
+    memory = Memory()
+    for seed in range(2):
+        assert simulate(world, 1500, seed=seed, prompt=4096, memory=memory)[1]["big"] > 1000
+    for seed in range(4):
+        assert not simulate(world, 60, seed=seed, prompt=4096, memory=memory)[1]["big"]
 
 
 def run_rounds(goodput, count, rows=1, context=500, room=100):

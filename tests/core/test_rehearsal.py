@@ -196,4 +196,4 @@ def test_goodput_forgets_the_rows_that_left():
     for _ in range(2):
         goodput.plan(batch)
         goodput.observe(plain_round(batch, [0]))
-    assert goodput._acceptance(LOOKUP, batch).samples == 0
+    assert goodput._beliefs.of(LOOKUP, False).samples == 0

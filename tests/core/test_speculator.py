@@ -70,9 +70,7 @@ def test_defaults_choose_among_what_is_there():
     assert labels() == [
         "PromptLookup/chain:10",
         "PromptLookup/chain:4",
-        "SelfDraft/chain:3",
-        "SelfDraft/chain:2",
-        "SelfDraft/chain:5",
+        *(f"SelfDraft[{budget}]/chain:{length}" for budget in (256, 512, 1024) for length in (3, 2, 5)),
         "none",
     ]
     with_model = labels(draft_model=TARGET)
@@ -92,7 +90,9 @@ def test_its_shapes_are_those_of_its_arms_and_the_root_alone():
 
 
 def test_naming_one_leaves_the_rest_to_be_chosen():
-    assert labels(tree="chain:length=2") == ["PromptLookup/chain:2", "SelfDraft/chain:2", "none"]
+    assert labels(tree="chain:length=2", kv_policy="streaming:window=60") == [
+        "PromptLookup/chain:2", "SelfDraft/chain:2", "none"
+    ]  # fmt: skip
     assert labels(drafter="prompt_lookup") == ["PromptLookup/chain:10", "PromptLookup/chain:4", "none"]
     assert labels(controller="fixed")[0] == "PromptLookup/chain:10"
     assert labels(drafter="none") == ["NoDraft/chain:0"]
@@ -105,6 +105,8 @@ def test_self_speculation_waits_for_a_long_context():
     }
     assert arms["SelfDraft/chain:3"].min_context == 256
     assert arms["none"].min_context == 0
+    of_all = {arm.label: arm.min_context for arm in Speculator().open(host()).arms}
+    assert [of_all[f"SelfDraft[{budget}]/chain:3"] for budget in (256, 512, 1024)] == [1024, 2048, 4096]
 
 
 def test_one_runner_serves_all_trees_of_a_drafter():

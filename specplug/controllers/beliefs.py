@@ -1,0 +1,56 @@
+"""What is believed of the arms' acceptance: what was seen of each, and a part of what was seen of its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from specplug.acceptance import Acceptance
+from specplug.controllers.base import Arm
+from specplug.controllers.option import budget_of
+
+KINSHIP = 0.5  # what a trial of an arm's kin says of it
+MOST = 8.0  # trials of its own that its kin can stand for
+
+
+class Beliefs:
+    """`known`: by label and whether sampled; outlives a generation.
+
+    Kin draft in the same way and read more or less of the cache: one of them is tried first, and what becomes of it says
+    much of the others, so that every further budget costs less to find out about.
+    """
+
+    def __init__(self, known: dict[Hashable, Acceptance], arms: Sequence[Arm]) -> None:
+        self._known = known
+        self._kin = {arm.label: [other for other in arms if _related(arm, other)] for arm in arms}
+
+    def of(self, arm: Arm, sampling: bool) -> Acceptance:
+        """What was seen of `arm`; of an arm that nothing was seen of, its kin's rate is believed."""
+        seen = self._known.setdefault((arm.label, sampling), Acceptance())
+        if not seen.samples and (kin := self._nearest(arm, sampling)) is not None and kin.samples:
+            seen.prior, seen.weight = kin.first()[0], max(seen.weight, min(MOST, KINSHIP * kin.samples))
+        return seen
+
+    def trials(self, arm: Arm, sampling: bool) -> float:
+        """How many rows and rounds speak of `arm`, its kin's included."""
+        kin = self._nearest(arm, sampling)
+        return self.of(arm, sampling).samples + (min(MOST, KINSHIP * kin.samples) if kin is not None else 0.0)
+
+    def forget(self, rows: Sequence[Hashable]) -> None:
+        """These rows have left."""
+        for seen in self._known.values():
+            seen.forget(rows)
+
+    def _nearest(self, arm: Arm, sampling: bool) -> Acceptance | None:
+        """The kin that most was seen of."""
+        found = [
+            self._known[kin.label, sampling] for kin in self._kin[arm.label] if (kin.label, sampling) in self._known
+        ]
+        return max(found, key=lambda seen: seen.samples, default=None)
+
+
+def _related(arm: Arm, other: Arm) -> bool:
+    """Whether both draft alike over caches of different size."""
+    alike = type(arm.drafter) is type(other.drafter) and getattr(arm.drafter, "model", None) is getattr(
+        other.drafter, "model", None
+    )
+    return alike and budget_of(arm.drafter) != budget_of(other.drafter)
