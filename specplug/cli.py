@@ -10,7 +10,14 @@ from specplug.errors import SpecplugError
 from specplug.plugins import plugins
 
 # Commands that come with an extra: what to install when they are asked for and missing.
-EXTRAS = {"demo": "hf", "bench": "hf", "calibrate": "hf", "bench-sglang": "sglang", "conformance": "conformance"}
+EXTRAS = {
+    "demo": "hf",
+    "bench": "hf",
+    "calibrate": "hf",
+    "trace": "hf",
+    "bench-sglang": "sglang",
+    "conformance": "conformance",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,10 @@ def check_proposal(trees: TreeBatch, batch: Batch, plan: Plan, vocab_size: int) 
         raise ProposalError(
             f"Drafter {name!r} proposed {trees.num_nodes - 1} tokens a row; the plan allows {plan.shape.size}."
         )
+    if trees.confidence is not None and trees.confidence.shape != trees.tokens.shape:
+        raise ProposalError(
+            f"Drafter {name!r} gave confidence of {tuple(trees.confidence.shape)} for tokens of {tuple(trees.tokens.shape)}."
+        )
     if trees.shape is not None and trees.shape.depth > plan.shape.depth:
         raise ProposalError(f"Drafter {name!r} proposed depth {trees.shape.depth}; the plan allows {plan.shape.depth}.")
     if plan.arm.drafter.checked:

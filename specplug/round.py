@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from specplug.controllers.base import Plan
 from specplug.drafters.base import DraftRequest
 from specplug.host import Batch, Commit, Host
@@ -41,7 +43,10 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What happened in one round. Tensors are as they were on the device; reading them waits for it."""
+    """What happened in one round. Tensors are as they were on the device; reading them waits for it.
+
+    `logits` [B, N, V]: the verify's, of the model's dtype, kept while somebody records (trace/).
+    """
 
     batch: Batch
     plan: Plan
@@ -50,6 +55,7 @@ class Round:
     verdict: Verdict
     commit: Commit
     seconds: Seconds
+    logits: Tensor | None = None
 
 
 def run_round(host: Host, session: Session) -> Round:
@@ -58,13 +64,14 @@ def run_round(host: Host, session: Session) -> Round:
     The caller hands the result to `session.observe`, at once or a round later (overlapped scheduling): nothing here
     needs the last round's result. An exception leaves the cache as it was: lengths move only in `commit`.
     """
+    recorded = session.recorder is not None
     start = perf_counter()
     batch = host.batch()
     gathered = perf_counter()
     plan = session.controller.plan(batch)
     planned = perf_counter()
 
-    trees = plan.arm.drafter.draft(DraftRequest(batch, plan.shape, plan.arm.grown))
+    trees = plan.arm.drafter.draft(DraftRequest(batch, plan.shape, plan.arm.grown, recorded))
     check_proposal(trees, batch, plan, host.vocab_size)
     if plan.sizes is not None:
         trees = limited(trees, plan.shape, plan.sizes)
@@ -86,7 +93,7 @@ def run_round(host: Host, session: Session) -> Round:
         other=(gathered - start) + (decided - verified),
         plan=planned - gathered,
     )
-    return Round(batch, plan, trees, targets, verdict, commit, seconds)
+    return Round(batch, plan, trees, targets, verdict, commit, seconds, logits if recorded else None)
 
 
 def accept(batch: Batch, trees: TreeBatch, targets: Targets) -> Verdict:

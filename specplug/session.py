@@ -10,6 +10,7 @@ from specplug.host import Host
 from specplug.plugins import round_listeners
 from specplug.round import Round
 from specplug.stats import SpecStats
+from specplug.trace.recorder import new_recorder
 
 
 class Session:
@@ -19,12 +20,13 @@ class Session:
         self.host = host
         self.stats = SpecStats()
         self.arms = tuple(arms)
+        self.recorder = new_recorder(host, arms, controller)  # None unless somebody records
         self.controller = controller.open(arms, host, memory)
         self._drafters = list({id(arm.drafter): arm.drafter for arm in arms}.values())
         self._listeners = round_listeners()
 
     def observe(self, finished: Round) -> None:
-        """Tell statistics, controller, drafters and listeners what became of a round; may come a round late."""
+        """Tell statistics, controller, drafters and whoever listens or records what became of a round; may come a round late."""
         self.stats.observe(finished, self.host.kv_bytes)
         self.controller.observe(finished)
         for drafter in self._drafters:
@@ -33,6 +35,8 @@ class Session:
             self.forget(finished.commit.finished)
         if self._listeners is not None:
             self._listeners(event=finished)
+        if self.recorder is not None:
+            self.recorder.observe(finished)
 
     def forget(self, rows: Sequence[Hashable]) -> None:
         """These rows have left for good."""

@@ -198,6 +198,7 @@ class TreeBatch:
     valid: Tensor | None = None  # [B, N] bool; None = every node is real
     laws: Tensor | None = None  # [B, M, V] float32: the laws that children were drawn from, without replacement
     law_index: Tensor | None = None  # [B or 1, N] int64 into laws, or DETERMINISTIC; None = all deterministic
+    confidence: Tensor | None = None  # [B, N] float32: the draft's P(token | parent), NaN where unknown; to be shown
 
     @property
     def num_rows(self) -> int:

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 class DraftRequest:
     """One round's order: fill `shape`, or less. A proposal must not have more draft tokens or depth than `shape`.
 
-    `grown`: better trees of other topologies are welcome (drafters/grow.py).
+    `grown`: better trees of other topologies are welcome (drafters/grow.py). `explain`: somebody looks on; a drafter that
+    knows its probabilities should give them (`TreeBatch.confidence`), and must propose as it would have otherwise.
     """
 
     batch: Batch
     shape: TreeShape
     grown: bool = False
+    explain: bool = False
 
 
 class Drafter:

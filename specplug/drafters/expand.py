@@ -7,7 +7,7 @@ are drawn from the draft's law without replacement (Sequoia, arXiv 2402.12374, s
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -58,7 +58,7 @@ def expand(host: Host, runner: DraftRunner, request: DraftRequest) -> TreeBatch:
     if request.grown and shape.size:
         return grow(host, runner, request)
     tokens = [batch.roots[:, None]]
-    laws = []
+    laws, confidence = [], []
     noise_used = 0
     plans = level_plans(shape, batch.roots.device)
     logits = runner.begin(batch, shape)
@@ -76,9 +76,21 @@ def expand(host: Host, runner: DraftRunner, request: DraftRequest) -> TreeBatch:
             candidates = logits.argmax(-1, keepdim=True)
         else:
             candidates = logits.topk(plan.candidates, dim=-1).indices
-        flat = candidates.flatten(1)
-        tokens.append(flat if plan.pick is None else flat.index_select(1, plan.pick))
-    return fill_shape(shape, torch.cat(tokens, dim=1), torch.cat(laws, dim=1) if laws else None)
+        tokens.append(_picked(candidates, plan))
+        if request.explain:
+            known = laws[-1] if batch.sampling else logits.float().softmax(-1)
+            confidence.append(_picked(known.gather(-1, candidates), plan))
+    trees = fill_shape(shape, torch.cat(tokens, dim=1), torch.cat(laws, dim=1) if laws else None)
+    if not request.explain:
+        return trees
+    unknown = torch.full((batch.num_rows, 1), torch.nan, device=batch.roots.device)  # at the root
+    return replace(trees, confidence=torch.cat([unknown, *confidence], dim=1))
+
+
+def _picked(candidates: Tensor, plan: LevelPlan) -> Tensor:
+    """What of `candidates` [B, i, c] the level's nodes get: [B, children]."""
+    flat = candidates.flatten(1)
+    return flat if plan.pick is None else flat.index_select(1, plan.pick)
 
 
 def _draw_children(batch: Batch, law: Tensor, count: int, offset: int) -> Tensor:

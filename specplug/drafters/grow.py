@@ -8,6 +8,7 @@ accepted with the target's probability, and nothing that is kept depends on what
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -35,7 +36,7 @@ def grow(host: Host, runner: DraftRunner, request: DraftRequest) -> TreeBatch:
         chosen, parents = pool.add(_log_probabilities(host, batch, logits), frontier, width), frontier
         above = first + _place(pool.parents_at(chosen), parents)
         frontier = chosen
-    return pool.best(size)
+    return pool.best(size, request.explain)
 
 
 def frontier_width(size: int, depth: int) -> int:
@@ -102,7 +103,7 @@ class _Pool:
     def parents_at(self, nodes: Tensor) -> Tensor:
         return self.parents.gather(1, nodes)
 
-    def best(self, size: int) -> TreeBatch:
+    def best(self, size: int, explain: bool) -> TreeBatch:
         """The `size` most probable nodes. A parent is no less probable than its child, and earlier where they are equal."""
         count = min(size, self.tokens.shape[1] - 1)
         order = self.scores.sort(dim=1, descending=True, stable=True).indices[:, : count + 1]
@@ -112,4 +113,11 @@ class _Pool:
             1, kept, torch.arange(count + 1, device=kept.device).expand_as(kept)
         )
         parents = torch.where(parents < 0, -1, places.gather(1, parents.clamp(min=0)))
-        return ragged_trees(self.tokens.gather(1, kept), parents, width=min(self.branch, count))
+        trees = ragged_trees(self.tokens.gather(1, kept), parents, width=min(self.branch, count))
+        return replace(trees, confidence=self._confidence(kept)) if explain else trees
+
+    def _confidence(self, nodes: Tensor) -> Tensor:
+        """The probability of `nodes` [B, n] behind their parents: float32, NaN at the root."""
+        parents = self.parents_at(nodes)
+        own = self.scores.gather(1, nodes) - self.scores.gather(1, parents.clamp(min=0))
+        return own.exp().where(parents >= 0, torch.nan)

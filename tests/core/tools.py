@@ -78,6 +78,7 @@ class TableHost:
     starts: Sequence[int] | None = None
     capabilities: frozenset[Need] = frozenset({Need.HISTORY, Need.TARGET_RUNNER, Need.MODEL_RUNNER})
     key: Hashable = "table"
+    identity: tuple[str, str, str] = ("table", "cpu", "float32")
     kv_bytes: int = 2
     device: torch.device = CPU
     vocab_size: int = field(init=False)

@@ -173,7 +173,7 @@ class HFHost:
 
     def commit(self, batch: Batch, trees: TreeBatch, verdict: Verdict) -> Commit:
         """Append the new tokens, keep the accepted path's KV, let finished rows go."""
-        accepted = verdict.num_accepted.tolist()
+        accepted, before = verdict.num_accepted.tolist(), [self.progress.ends[row] for row in self.rows]
         counts = self.progress.append(self.rows, verdict.tokens(trees), [n + 1 for n in accepted])
         self._keep_path(trees, verdict, counts)
         kept = [min(a, n - 1) for a, n in zip(accepted, counts, strict=True)]
@@ -182,7 +182,9 @@ class HFHost:
         self.records.add(self.rows, verdict.path, counts)
         self.lengths = [length + n for length, n in zip(self.lengths, counts, strict=True)]
         self.progress.advance(self.records.scores_so_far)
-        return Commit(num_new=counts, finished=self.drop_finished())
+        # a stopping criterion may have taken some back, and of a row that ran ahead what earlier rounds gave
+        kept = [max(0, self.progress.ends[row] - end) for row, end in zip(self.rows, before, strict=True)]
+        return Commit(num_new=kept, finished=self.drop_finished())
 
     def padded_tokens(self, sizes: Sequence[int]) -> int:
         """Rows are padded to the widest."""

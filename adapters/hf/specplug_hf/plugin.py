@@ -66,7 +66,7 @@ def specplug_register_kernels(register: Register) -> None:
 
 @hookimpl
 def specplug_register_commands(register: Register) -> None:
-    for name in ("demo", "bench", "calibrate"):
+    for name in ("demo", "bench", "calibrate", "trace"):
         register(name, importlib.import_module(f"specplug_hf.commands.{name}").add_parser)
 
 

@@ -37,6 +37,16 @@ class Models:
 
 def load(options: ModelOptions) -> Models:
     """Load what `options` name. Greedy, and no end token: every run writes as many tokens as it was asked for."""
+    models = load_as_saved(options)
+    models.useless = None if models.draft is None else untrained(models.draft)
+    for model in (models.target, models.draft, models.useless):
+        if model is not None:
+            model.generation_config = _endless(model)
+    return models
+
+
+def load_as_saved(options: ModelOptions) -> Models:
+    """Load what `options` name, their generation settings as they are; no useless draft."""
     dtype, device = DTYPES[options.dtype], torch.device(options.device)
     if options.model is None:
         from specplug_hf.demo import load_pair  # noqa: PLC0415  (reads the weights' folder)
@@ -48,11 +58,7 @@ def load(options: ModelOptions) -> Models:
         target = _from_path(options.model, dtype, device)
         draft = _from_path(options.draft, dtype, device) if options.draft else None
         tokenizer, name = AutoTokenizer.from_pretrained(options.model), options.model
-    useless = None if draft is None else untrained(draft)
-    for model in (target, draft, useless):
-        if model is not None:
-            model.generation_config = _endless(model)
-    return Models(target, draft, tokenizer, useless, name)
+    return Models(target, draft, tokenizer, None, name)
 
 
 def _from_path(path: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
