@@ -80,7 +80,7 @@ def test_a_profile_has_times_errors_and_acceptance(measured: Path, fp32: Models)
         assert set(profile.acceptance[key]) == {"greedy", "sampled"}
     for seen in profile.acceptance[draft].values():
         assert list(seen.ranks) == sorted(seen.ranks, reverse=True) and len(seen.ranks) == 16 and not seen.depths
-        assert sum(seen.ranks) <= 1 + 1e-9 and seen.trials >= 512
+        assert sum(seen.ranks) <= 1 + 1e-9 and seen.trials > 0  # as many as the time allows
     assert profile.acceptance[PromptLookup().key]["greedy"].depths
 
 
