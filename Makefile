@@ -102,11 +102,11 @@ $(VENV)/.specplug-hf: $(VENV)/.specplug-torch $(BUILD)
 	@touch $@
 
 $(VENV)/.specplug-test: $(VENV)/.specplug-torch $(BUILD)
-	$(PIP) install --quiet -c constraints.txt -e '.[hf,test]'
+	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,triton]'
 	@touch $@ $(VENV)/.specplug-hf
 
 $(VENV)/.specplug-dev: $(VENV)/.specplug-torch $(BUILD)
-	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,triton,dev]'
 	@touch $@ $(VENV)/.specplug-test $(VENV)/.specplug-hf
 
 # SGLang asks for the CUDA build of torch and much else that only a GPU can use: the list is complete and resolves nothing.

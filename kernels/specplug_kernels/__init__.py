@@ -1,16 +1,62 @@
-"""Attention over a token tree and the KV-cache moves that go with it.
+"""Attention over a token tree, the KV-cache moves that go with it, and verification on the device.
 
-Public operations:
+Public operations on a cache with a place for every row:
 
 - :func:`tree_attention`: attention of a few queries over a long KV cache whose last columns are masked by a bias.
 - :func:`write_kv`: put new keys or values into a preallocated buffer.
 - :func:`commit_kv`: move accepted columns to their final place, every layer at once.
 - :func:`available_kernels`, :func:`explain`: what ``kernel=`` accepts, and what ``"auto"`` chooses.
 - :func:`tree_attention_reference`: the definition in plain words, the oracle of the tests.
+
+On a paged cache:
+
+- :func:`paged_rows`, :class:`ScoreRule`: where the rows stand, and what a layer does with its scores.
+- :func:`paged_tree_attention`: attention of tree nodes over pages; :func:`explain_paged` says which backend serves it.
+- :func:`commit_paged_kv`: move accepted slots to their final place.
+
+Of Triton, imported when first asked for: ``pool_table`` and ``commit_paged_kv_triton``, ``verify_sampled_triton`` and
+``verify_greedy_triton``. ``python -m specplug_kernels.compile_check`` compiles them for a GPU, without one.
 """
 
+import importlib
+import importlib.util
+from typing import Any
+
 from specplug_kernels.dispatch import available_kernels, explain, tree_attention
-from specplug_kernels.kv_move_torch import commit_kv, write_kv
+from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, write_kv
+from specplug_kernels.paged_dispatch import PAGED_KERNELS, explain_paged, paged_tree_attention
+from specplug_kernels.paging import PagedRows, ScoreRule, ancestor_bitmap, paged_rows
 from specplug_kernels.reference import tree_attention_reference
 
-__all__ = ["available_kernels", "commit_kv", "explain", "tree_attention", "tree_attention_reference", "write_kv"]
+__all__ = [
+    "PAGED_KERNELS",
+    "PagedRows",
+    "ScoreRule",
+    "ancestor_bitmap",
+    "available_kernels",
+    "commit_kv",
+    "commit_paged_kv",
+    "explain",
+    "explain_paged",
+    "paged_rows",
+    "paged_tree_attention",
+    "tree_attention",
+    "tree_attention_reference",
+    "write_kv",
+]
+
+_TRITON = {
+    "commit_paged_kv_triton": "commit_kv_triton",
+    "pool_table": "commit_kv_triton",
+    "verify_greedy_triton": "tree_greedy_triton",
+    "verify_sampled_triton": "tree_sampling_triton",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Functions that need the optional triton package."""
+    if name not in _TRITON:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec("triton") is None:
+        raise ImportError(f"{name} needs the triton package: pip install 'specplug[triton]'")
+    return getattr(importlib.import_module(f"{__name__}.{_TRITON[name]}"), name)

@@ -62,6 +62,46 @@ def commit_kv(storages: Sequence[Tensor], source: Tensor, target: Tensor) -> Non
             columns.index_put_((_rows(target), target), columns[_rows(source), source])
 
 
+def commit_paged_kv(pools: Sequence[Tensor], source: Tensor, target: Tensor) -> None:
+    """Move slot ``source[b, j]`` to ``target[b, j]`` in every pool of a paged cache, in place.
+
+    All sources of a pool are read before anything is written, so overlapping moves are right. An entry whose source is its
+    target changes nothing: that is how rows with fewer moves are padded.
+
+    Args:
+        pools: tensors ``[slots, Hkv, D]`` or ``[pages, page, Hkv, D]``, keys and values of all layers (a stacked tensor as
+            ``stacked.unbind(0)``), Hkv and D contiguous; slot s of the second form is page ``s // page``, offset
+            ``s % page``. Modified.
+        source: ``[B, m]`` int32 or int64, valid slots.
+        target: ``[B, m]``, likewise. No two entries that move share a target; a padding entry must not name a slot that
+            another entry writes.
+
+    Raises:
+        ValueError: a pool whose strides do not allow to count its slots through.
+        IndexError or RuntimeError: a slot outside a pool (on a CPU).
+    """
+    if source.numel() == 0:
+        return
+    check_pools(pools)
+    read, written = source.flatten().long(), target.flatten().long()
+    for pool in pools:
+        slots = pool if pool.ndim == 3 else pool.flatten(0, 1)
+        slots.index_copy_(0, written, slots.index_select(0, read))
+
+
+def check_pools(pools: Sequence[Tensor]) -> None:
+    """Raise ValueError unless the slots of every pool can be counted through with one stride, on one device."""
+    for pool in pools:
+        if pool.ndim not in (3, 4):
+            raise ValueError(f"a pool must be [slots, Hkv, D] or [pages, page, Hkv, D], not {tuple(pool.shape)}")
+        if pool.stride(-1) != 1 or pool.stride(-2) != pool.shape[-1]:
+            raise ValueError(f"heads and dimensions of a pool must be contiguous; strides are {pool.stride()}")
+        if pool.ndim == 4 and pool.stride(0) != pool.shape[1] * pool.stride(1):
+            raise ValueError(f"the pages of a pool must follow one another; strides are {pool.stride()}")
+        if pool.device != pools[0].device:
+            raise ValueError(f"all pools must be on one device, not {pools[0].device} and {pool.device}")
+
+
 FLAT_FROM = 32
 """From this many (layer, row, head) triples on, one flat index is faster than indexing ``[B, capacity]`` (measured)."""
 
