@@ -21,7 +21,7 @@ def paged_tree_attention_torch(
         rule: scale, cap, window and sinks.
 
     Returns:
-        The output ``[B, n, Hq, Dv]`` in the query's dtype, and the natural logarithm of the softmax's denominator (the
+        The output ``[B, n, Hq, Dv]``, contiguous, in the query's dtype, and the natural logarithm of the softmax's denominator (the
         sink included) ``[B, n, Hq]`` in float32 (float64 for float64). The arithmetic is float32, float64 for float64.
         A node that sees nothing gets zeros and ``-inf`` (with sinks: the sink). What stands in slots that no node of the
         row sees has no influence, NaN included. No argument is modified.
@@ -41,7 +41,7 @@ def paged_tree_attention_torch(
     blind = lse == float("-inf")
     weights = (scores - lse.masked_fill(blind, 0.0)[..., None]).exp()
     out = torch.einsum("bnhgt,bthd->bnhgd", weights, values)
-    return out.flatten(2, 3).to(query.dtype), lse.flatten(2, 3)
+    return out.flatten(2, 3).to(query.dtype).contiguous(), lse.flatten(2, 3)
 
 
 def visible_columns(rows: PagedRows, window: int | None) -> Tensor:
