@@ -215,9 +215,10 @@ class Goodput(Controller):
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""
         arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
-        if not self._cost.tried(self._plain(batch), situation):
+        work = self._plain(batch)
+        if not self._cost.tried(work, situation):
             return
-        plain = self._cost.seconds(self._plain(batch), situation)
+        plain = self._cost.seconds(work, situation)
         if self._purse.spare is None:
             self._purse.spare = self.credit * plain
         gain = sum(finished.commit.counts) / batch.num_rows * plain - seconds if finished.plan.shape.size else 0.0

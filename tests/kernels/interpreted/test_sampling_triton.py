@@ -235,8 +235,11 @@ def test_nothing_is_read_back(device: torch.device) -> None:
     to_sampled = [t.to(device) for t in (trees.tokens, trees.children, probs, accept, bonus)]
     to_greedy = [t.to(device) for t in (trees.tokens, trees.parents, trees.depths, bitmap, targets)]
     with no_readback.NoReadback():
-        verify_sampled_triton(*to_sampled, max_depth=2, **given_laws)
-        verify_greedy_triton(*to_greedy, max_depth=2)
+        sampled = verify_sampled_triton(*to_sampled, max_depth=2, **given_laws)
+        greedy_verdict = verify_greedy_triton(*to_greedy, max_depth=2)
+        with pytest.raises(AssertionError, match="waits for the device"):  # the guard sees what it is there for
+            sampled.bonus.sum().item()
+    assert sampled.path.shape == greedy_verdict.path.shape == (1, 3)
 
 
 def _fixed_case() -> tuple[TreeBatch, Tensor, Tensor, Tensor]:
