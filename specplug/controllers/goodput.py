@@ -20,12 +20,12 @@ from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm, Controller, Plan, Prediction
 from specplug.controllers.beliefs import Beliefs
 from specplug.controllers.memory import Memory
-from specplug.controllers.option import Option, Standing, budget_of, reason_to_try, situation_of, widest
+from specplug.controllers.option import Option, Standing, reason_to_try, situation_of, widest
+from specplug.controllers.prices import Prices
 from specplug.controllers.reading import Reading
 from specplug.controllers.rehearsal import Rehearsal
 from specplug.controllers.rows import sizes_by_row
 from specplug.controllers.trees import Candidate, candidates, nodes_of, shape_of
-from specplug.cost.online import Scale
 from specplug.host import Batch, Host
 from specplug.round import Round
 from specplug.tree import ROOT_ONLY, child_counts
@@ -53,12 +53,12 @@ class Goodput(Controller):
         self.arms = (*widest(self.arms[:-1]), self.arms[-1])
         self._baseline = self.arms[-1]
         self._learnt = memory.of(host, self.arms)
-        self._purse, self._cost = self._learnt.purse, self._learnt.cost
+        self._purse = self._learnt.purse
         self._beliefs = Beliefs(self._learnt.acceptance, self.arms)
         self._reading = Reading(self._learnt.reading, self.stake)
-        padded = getattr(host, "padded_tokens", None)
-        self._padded_tokens: Callable[[Sequence[int]], int] = padded or (lambda sizes: len(sizes) * max(sizes))
-        self._by_row = self._padded_tokens((1, 3)) < 6  # rows of unequal size cost less than padded ones
+        padded: Callable[[Sequence[int]], int] = getattr(host, "padded_tokens", None) or _rectangle
+        self._by_row = padded((1, 3)) < _rectangle((1, 3))  # rows of unequal size cost less than padded ones
+        self._prices = Prices(self._learnt.cost, self.arms, padded)
         self._current: str | None = None
         self._standing: Standing | None = None
         self._rehearsal = Rehearsal(self.arms)
@@ -69,10 +69,10 @@ class Goodput(Controller):
     def plan(self, batch: Batch) -> Plan:
         situation = situation_of(batch)
         self._rehearsal.plan(batch)
-        plain = self._plain(batch)
-        tried, knows = self._cost.tried(plain, situation), self._cost.knows(situation)
+        self._prices.look(batch, situation)
+        tried, knows = self._prices.plain_tried(), self._prices.knows()
         if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
-            seconds = self._cost.seconds(plain, situation) if tried or knows else None
+            seconds = self._prices.plain if tried or knows else None
             return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
         chosen = self._decision(batch, situation)
         if chosen.arm.drafter.drafts_with_model and chosen.arm.label not in self._warm:
@@ -86,7 +86,7 @@ class Goodput(Controller):
         standing = self._standing
         if standing is not None and standing.key == key and rounds < standing.until:
             return standing.option
-        options = [option for arm in self.arms if (option := self._option(arm, batch, situation)) is not None]
+        options = [option for arm in self.arms if (option := self._option(arm, batch)) is not None]
         best = self._best(options)
         trial = self._trial(options, best, batch, situation)
         if trial is not None:
@@ -114,10 +114,10 @@ class Goodput(Controller):
         for option in options:
             if option.arm is best.arm:
                 continue
-            hopeful = self._hope(option, batch, situation)
-            if hopeful is None or self._worth(hopeful) <= most:
+            if not self._purse.affords(self._loss(option, best, options[-1])):
                 continue
-            if self._purse.affords(self._loss(option, best, options[-1])):
+            hopeful = self._hope(option, batch, situation)
+            if hopeful is not None and self._worth(hopeful) > most:
                 chosen, most = hopeful, self._worth(hopeful)
         return chosen
 
@@ -135,17 +135,17 @@ class Goodput(Controller):
         """`option` as good as what was seen of it leaves room for; less room, the more was seen and the more lately."""
         kept = 0.5 ** (self._learnt.waited(situation, option.arm.label) / self.patience)
         if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
-            rounds = self._cost.tried(self._plain(batch), situation) * kept
+            rounds = self._prices.plain_tried() * kept
             return replace(option, tokens=1 + min(0.3, 0.1 / math.sqrt(max(rounds, 1e-3))))
         known = self._beliefs.of(option.arm, batch.sampling).rows
         strangers = sum(row not in known for row in batch.rows) / batch.num_rows
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
         trials = self._beliefs.trials(option.arm, batch.sampling)
-        return self._option(option.arm, batch, situation, doubt=1 / (1 + trials * kept))
+        return self._option(option.arm, batch, doubt=1 / (1 + trials * kept))
 
-    def _option(self, arm: Arm, batch: Batch, situation: Hashable, doubt: float = 0.0) -> Option | None:
+    def _option(self, arm: Arm, batch: Batch, doubt: float = 0.0) -> Option | None:
         """`arm` with its best tree; None if it cannot pay here."""
-        plain = self._cost.seconds(self._plain(batch), situation)
+        plain = self._prices.plain
         if arm is self._baseline:
             return Option(arm, ROOT_ONLY, 1.0, plain)
         if batch.context < arm.min_context or batch.room < 2:
@@ -158,26 +158,23 @@ class Goodput(Controller):
         size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
         first, later, chain = seen.first(doubt), _later(arm, seen), arm.shape.is_chain
         trees = candidates(first, later, chain, size, min(arm.shape.depth, batch.room - 1))
-        works = [self._scale(arm, batch, tree.size + 1, tree.depth) for tree in trees]
         # a drafter that finds nothing to propose costs a plain round
-        costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._cost.price(works, situation)]
+        costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._prices.trees(arm, trees)]
         # what is read once serves all the rounds that are left
         costs = [cost + reading * tree.tokens / batch.room for cost, tree in zip(costs, trees, strict=True)]
         seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
         if self._by_row and batch.num_rows > 1 and not doubt:
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for
             wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
-            return self._sized(arm, batch, situation, seen, wider)
+            return self._sized(arm, batch, seen, wider)
         return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples)
 
-    def _sized(self, arm: Arm, batch: Batch, situation: Hashable, seen: Acceptance, tree: Candidate) -> Option:
+    def _sized(self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate) -> Option:
         """`arm` with as much of `tree` for each row as pays for that row."""
         first, later, chain, rows = seen.first(), _later(arm, seen), arm.shape.is_chain, batch.num_rows
 
         def seconds(count: int) -> float:
-            """A round in which `count` draft tokens are verified over all rows."""
-            work = self._scale(arm, batch, tree.size + 1, tree.depth, rows + count)
-            return self._cost.seconds(work, situation)
+            return self._prices.shared(arm, tree, count)
 
         ratios = [seen.of_row(row) for row in batch.rows]
         sizes, tokens = sizes_by_row(nodes_of(first, later, chain, tree), ratios, seconds)
@@ -195,7 +192,7 @@ class Goodput(Controller):
     # --- learning
 
     def observe(self, finished: Round) -> None:
-        arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
+        arm, batch = finished.plan.arm, finished.batch
         situation = situation_of(batch)
         self._learnt.tick(situation, arm.label)
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
@@ -207,18 +204,15 @@ class Goodput(Controller):
         if finished.plan.shape.size:
             self._beliefs.of(arm, batch.sampling).observe(finished)
         if caught_up and not read:
-            plan, nodes = finished.plan, finished.trees.num_nodes
-            total = 0 if plan.sizes is None else self._padded_tokens([size + 1 for size in plan.sizes])
-            work = self._scale(arm, batch, nodes, plan.shape.depth, total)
-            self._cost.observe(work, situation, seconds)
+            self._prices.observe(finished, situation)
 
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""
         arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
-        work = self._plain(batch)
-        if not self._cost.tried(work, situation):
+        self._prices.look(batch, situation)
+        if not self._prices.plain_tried():
             return
-        plain = self._cost.seconds(work, situation)
+        plain = self._prices.plain
         if self._purse.spare is None:
             self._purse.spare = self.credit * plain
         gain = sum(finished.commit.counts) / batch.num_rows * plain - seconds if finished.plan.shape.size else 0.0
@@ -232,20 +226,10 @@ class Goodput(Controller):
         self._rehearsal.forget(rows)
         self._beliefs.forget(rows)
 
-    # --- what things are
 
-    def _plain(self, batch: Batch) -> Scale:
-        return self._scale(self._baseline, batch, 1, 0)
-
-    def _scale(self, arm: Arm, batch: Batch, nodes: int, depth: int, total: int = 0) -> Scale:
-        """A round in which every row verifies `nodes`, or all together `total`; its context the most that it can be.
-
-        Lengths are on the device, and nobody waits for them.
-        """
-        rows = batch.num_rows
-        label = arm.label if nodes > 1 else self._baseline.label
-        steps = depth if arm.drafter.drafts_with_model and nodes > 1 else 0
-        return Scale(label, rows, total or rows * nodes, steps, rows * batch.context, budget_of(arm.drafter))
+def _rectangle(sizes: Sequence[int]) -> int:
+    """Tokens that a forward computes which pads every row to the longest."""
+    return len(sizes) * max(sizes)
 
 
 def _later(arm: Arm, seen: Acceptance) -> list[float]:

@@ -83,8 +83,8 @@ def calibrated(profile: Profile, arms: Sequence[Arm]) -> Calibrated:
     drafts = {}
     for arm in arms:
         part = arm.drafter.key if arm.drafter.key in profile.cost.coefficients else None
-        drafts[arm.label] = Drafting(part, budget_of(arm.drafter))
-    return Calibrated(Prior(profile.cost, drafts, MODEL_SHARE))
+        drafts[arm.label] = Drafting(part, budget_of(arm.drafter), _share(arm))
+    return Calibrated(Prior(profile.cost, drafts))
 
 
 def believed(profile: Profile, arms: Sequence[Arm]) -> dict[tuple[str, bool], Seen]:

@@ -70,11 +70,11 @@ def _candidates(first: tuple[float, ...], later: tuple[float, ...], size: int, d
     found: dict[tuple[int, int], Candidate] = {}
     caps = [depth] if not later else sorted({cap for cap in DEPTHS if cap < depth} | {depth})
     for cap in caps:
-        tokens, depths = 1.0, [0]
+        tokens, depths, deepest = 1.0, [0], 0
         for count, (parent, probability) in enumerate(grow(levels, size, cap), start=1):
             depths.append(depths[parent] + 1)
+            deepest = max(deepest, depths[-1])
             tokens += probability
-            deepest = max(depths)
             if count in SIZES or count == size:
                 best = found.get((count, deepest))
                 if best is None or tokens > best.tokens:

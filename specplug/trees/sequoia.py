@@ -45,26 +45,24 @@ def grow(levels: Sequence[Sequence[float]], size: int, depth: int) -> list[tuple
     `levels[d][k]`: P(the child of rank k is the accepted one | its parent, at depth d, was), which must not rise with k;
     beyond the last level given it is as there. Parents count the root as 0 and the nodes from 1 in this order.
     """
+    ranks_at = [levels[min(level, len(levels) - 1)] for level in range(depth)] + [()]  # by the parent's depth
+    reach = [1.0]  # probability of the root and each kept node
     nodes: list[tuple[int, float]] = []
-    # (-probability, insertion order, parent, rank, depth): the order makes ties deterministic
+    # (-probability, insertion order, parent, rank, the parent's depth): the order makes ties deterministic
     heap: list[tuple[float, int, int, int, int]] = []
     pushed = 0
-
-    def push(probability: float, parent: int, rank: int, level: int) -> None:
-        nonlocal pushed
-        ranks = levels[min(level, len(levels)) - 1]
-        if rank < len(ranks) and level <= depth:
-            heapq.heappush(heap, (-probability * ranks[rank], pushed, parent, rank, level))
-            pushed += 1
-
-    reach = [1.0]  # probability of the root and each kept node
-    push(1.0, 0, 0, 1)
+    if ranks_at[0]:
+        heap.append((-ranks_at[0][0], pushed, 0, 0, 0))
     while heap and len(nodes) < size:
         negative, _, parent, rank, level = heapq.heappop(heap)
         nodes.append((parent, -negative))
         reach.append(-negative)
-        push(-negative, len(nodes), 0, level + 1)
-        push(reach[parent], parent, rank + 1, level)
+        if below := ranks_at[level + 1]:
+            pushed += 1
+            heapq.heappush(heap, (negative * below[0], pushed, len(nodes), 0, level + 1))
+        if rank + 1 < len(ranks_at[level]):
+            pushed += 1
+            heapq.heappush(heap, (-reach[parent] * ranks_at[level][rank + 1], pushed, parent, rank + 1, level))
     return nodes
 
 

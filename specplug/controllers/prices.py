@@ -1,0 +1,81 @@
+"""What rounds cost, in a planner's words: arms and trees for a batch. Nothing is priced twice in one look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from specplug.controllers.base import Arm
+from specplug.controllers.option import budget_of
+from specplug.controllers.trees import Candidate
+from specplug.cost.online import OnlineCost, Scale
+from specplug.host import Batch
+from specplug.round import Round
+
+
+class Prices:
+    """Seconds of whole rounds of `arms` by `cost`, for the batch that `look` was told of.
+
+    `padded_tokens`: tokens that the host's forward computes for rows of these sizes. A row's context is taken for the most
+    that it can be: lengths are on the device, and nobody waits for them.
+    """
+
+    def __init__(self, cost: OnlineCost, arms: Sequence[Arm], padded_tokens: Callable[[Sequence[int]], int]) -> None:
+        self._cost, self._padded_tokens = cost, padded_tokens
+        self._budgets = {arm.label: budget_of(arm.drafter) for arm in arms}
+        self._plain_label = arms[-1].label
+        self._found: dict[tuple[str, int, int], float] = {}
+        self._plain: float | None = None
+
+    def look(self, batch: Batch, situation: Hashable) -> None:
+        """Everything is priced for `batch`, and by what was learnt until now."""
+        self._batch, self._situation = batch, situation
+        self._found.clear()
+        self._plain = None
+
+    @property
+    def plain(self) -> float:
+        """A round that verifies nothing."""
+        if self._plain is None:
+            self._plain = self._cost.seconds(self._plain_round(self._batch), self._situation)
+        return self._plain
+
+    def plain_tried(self) -> int:
+        """Plain rounds that were measured in this situation."""
+        return self._cost.tried(self._plain_round(self._batch), self._situation)
+
+    def knows(self) -> bool:
+        """Whether rounds of another situation were measured."""
+        return self._cost.knows(self._situation)
+
+    def trees(self, arm: Arm, trees: Sequence[Candidate]) -> list[float]:
+        """Rounds in which every row gets the tree, by tree."""
+        found, label, rows = self._found, arm.label, self._batch.num_rows
+        new = dict.fromkeys(key for tree in trees if (key := (label, tree.size, tree.depth)) not in found)
+        works = [self._round(arm, self._batch, rows * (size + 1), depth) for _, size, depth in new]
+        found.update(zip(new, self._cost.price(works, self._situation), strict=True))
+        return [found[label, tree.size, tree.depth] for tree in trees]
+
+    def shared(self, arm: Arm, tree: Candidate, count: int) -> float:
+        """A round in which all rows together verify `count` draft tokens of `tree`, and no more depth than it has."""
+        work = self._round(arm, self._batch, self._batch.num_rows + count, tree.depth)
+        return self._cost.seconds(work, self._situation)
+
+    def observe(self, finished: Round, situation: Hashable) -> None:
+        """A round took so long."""
+        plan, batch = finished.plan, finished.batch
+        if plan.sizes is None:
+            tokens = batch.num_rows * finished.trees.num_nodes
+        else:
+            tokens = self._padded_tokens([size + 1 for size in plan.sizes])
+        work = self._round(plan.arm, batch, tokens, plan.shape.depth)
+        if finished.trees.num_nodes == 1:
+            work = self._plain_round(batch)
+        self._cost.observe(work, situation, finished.seconds.work)
+
+    def _plain_round(self, batch: Batch) -> Scale:
+        return Scale(self._plain_label, batch.num_rows, batch.num_rows, 0, batch.num_rows * batch.context)
+
+    def _round(self, arm: Arm, batch: Batch, tokens: int, depth: int) -> Scale:
+        rows, label = batch.num_rows, arm.label
+        steps = depth if arm.drafter.drafts_with_model else 0
+        return Scale(label, rows, tokens, steps, rows * batch.context, self._budgets[label])
