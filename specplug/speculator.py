@@ -80,7 +80,7 @@ class Speculator:
             drafters.append(ModelDraft(self.draft_model, policy or Full()))
         drafters.append(PromptLookup())
         if policy is None:
-            drafters += [SelfDraft(Streaming(window=budget - Streaming().sink)) for budget in BUDGETS]
+            drafters += [SelfDraft(Streaming.within(budget)) for budget in BUDGETS]
         elif not isinstance(policy, Full):
             drafters.append(SelfDraft(policy))
         return drafters

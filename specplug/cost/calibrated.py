@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from specplug.cost.base import Load
 from specplug.cost.fitted import FittedCost
@@ -19,26 +19,24 @@ class Drafting:
 
     part: str | None
     budget: int | None  # most KV entries of a row that it reads; None: all
+    share: float = 0.2  # of the target's time over what the draft reads, if it was not measured
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Times of a profile for arms by their labels. `share`: of the target's time, for a draft that was not measured."""
+    """Times of a profile for arms by their labels."""
 
     cost: FittedCost
-    drafts: Mapping[str, Drafting] = field(default_factory=dict)
-    share: float = 0.2
+    drafts: Mapping[str, Drafting]
 
     def target(self, load: Load) -> float:
         return self.cost.target(load)
 
     def draft(self, drafter: str, load: Load) -> float:
-        known = self.drafts.get(drafter)
-        if known is None or known.part is None:
-            return self.share * self.cost.target(load)
+        known = self.drafts[drafter]
         if known.budget is not None:
             load = replace(load, context=min(load.context, load.rows * known.budget))
-        return self.cost.draft(known.part, load)
+        return known.share * self.cost.target(load) if known.part is None else self.cost.draft(known.part, load)
 
     def overhead(self, rows: int) -> float:
         return self.cost.overhead(rows)

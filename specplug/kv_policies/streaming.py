@@ -25,6 +25,11 @@ class Streaming(KVPolicy):
         if self.sink < 0:
             raise OptionError(f"streaming: sink={self.sink} must not be negative; use sink=0 for none.")
 
+    @classmethod
+    def within(cls, budget: int) -> Streaming:
+        """`budget` positions in all: what the usual sink leaves of them is the window."""
+        return cls(window=budget - cls().sink)
+
     @property
     def budget(self) -> int:
         return self.sink + self.window

@@ -1,5 +1,6 @@
 """`Speculator(profile=)`: read at construction, checked against the host, and what planning starts from."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -187,3 +188,11 @@ def test_drafters_say_what_a_measurement_holds_for():
     assert draft.key == "ModelDraft[full]"
     draft._runner = SimpleNamespace(identity="Llama-2x64")
     assert draft.key == "ModelDraft[Llama-2x64, full]"
+
+
+def test_a_target_that_drafts_over_a_budget_nobody_measured_takes_its_own_time_over_that_budget():
+    cost = FittedCost(COST.coefficients | {"target": by_context(1e-5)})
+    arms = [Arm("wide", SelfDraft(Streaming(4, 60)), Chain(3).build()), ARMS[-1]]
+    learnt = Memory(replace(PROFILE, cost=cost)).of(SimpleNamespace(key="h"), arms)
+    expected = 2000e-5 + 1e-3 + 3 * 2 * 64e-5
+    assert learnt.cost.seconds(Scale("wide", 2, 8, 3, 2000), "s") == pytest.approx(expected)

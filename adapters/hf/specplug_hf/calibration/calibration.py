@@ -21,6 +21,7 @@ from specplug.cost.profile import Profile
 from specplug.drafters import Drafter, ModelDraft, PromptLookup, SelfDraft
 from specplug.kv_policies import Full, KVPolicy, Streaming
 from specplug.specification import build
+from specplug.speculator import BUDGETS
 from specplug_hf.calibration import report
 from specplug_hf.calibration.clock import Clock
 from specplug_hf.calibration.grid import corners_first
@@ -121,7 +122,8 @@ def cast(models: Models, policies: list[KVPolicy]) -> list[Drafter]:
     if models.draft is not None:
         drafters += [ModelDraft(models.draft, policy) for policy in dict.fromkeys([Full(), *policies])]
     drafters.append(PromptLookup())
-    return drafters + [SelfDraft(policy) for policy in policies or [Streaming()] if policy.budget is not None]
+    policies = policies or [Streaming.within(budget) for budget in BUDGETS]
+    return drafters + [SelfDraft(policy) for policy in policies if policy.budget is not None]
 
 
 def versions() -> dict[str, Any]:

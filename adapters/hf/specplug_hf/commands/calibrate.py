@@ -28,7 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--kv-policy",
         action="append",
         metavar="POLICY",
-        help="what a draft reads, as streaming:sink=4,window=508 (default); may be given several times",
+        help="what a draft reads, as streaming:sink=4,window=508; may be given several times (default: budgets of 256, 512 "
+        "and 1024 for the target itself, which are those that planning chooses among)",
     )
     parser.add_argument("--budget-seconds", default="300", metavar="S", help="time that measuring may take (300)")
     parser.add_argument("--threads", metavar="N", help="CPU threads (default: torch's own choice)")
