@@ -45,6 +45,7 @@ class Goodput(Controller):
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
+    gamble: float = 0.08  # the same where nothing says that it will pay, of a draft that nothing was seen of
 
     needs_baseline = True
     resizes = True
@@ -114,20 +115,23 @@ class Goodput(Controller):
         for option in options:
             if option.arm is best.arm:
                 continue
-            if not self._purse.affords(self._loss(option, best, options[-1])):
+            if not self._purse.affords(self._loss(option, best, options[-1], batch.room)):
                 continue
             hopeful = self._hope(option, batch, situation)
             if hopeful is not None and self._worth(hopeful) > most:
                 chosen, most = hopeful, self._worth(hopeful)
         return chosen
 
-    def _loss(self, option: Option, best: Option, plain: Option) -> float:
+    def _loss(self, option: Option, best: Option, plain: Option, room: int) -> float:
         """Seconds that a round of `option` will probably lose."""
         if option is plain:
             return max(0.0, plain.seconds * (1 - plain.rate / best.rate))
+        little = not option.samples and option.reading <= self.gamble * room * plain.seconds
+        # what it reads is not lost if this generation will pay for it, for all that is believed of it
+        read = 0.0 if little or option.rate > best.rate else option.reading
         if option.samples:
-            return max(0.0, option.seconds * (1 - option.rate / best.rate))
-        loss = plain.seconds * (1.0 if option.arm.drafter.drafts_with_model else 0.3)
+            return read + max(0.0, option.seconds * (1 - option.rate / best.rate))
+        loss = read + plain.seconds * (1.0 if option.arm.drafter.drafts_with_model else 0.3)
         # once its caches have caught up: do not let that have been for nothing
         return loss - 2 * plain.seconds if option.arm.label in self._warm else loss
 
@@ -158,18 +162,22 @@ class Goodput(Controller):
         size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
         first, later, chain = seen.first(doubt), _later(arm, seen), arm.shape.is_chain
         trees = candidates(first, later, chain, size, min(arm.shape.depth, batch.room - 1))
-        # a drafter that finds nothing to propose costs a plain round
-        costs = [seen.proposing * full + (1 - seen.proposing) * plain for full in self._prices.trees(arm, trees)]
-        # what is read once serves all the rounds that are left
-        costs = [cost + reading * tree.tokens / batch.room for cost, tree in zip(costs, trees, strict=True)]
+
+        def whole(full: float, tokens: float) -> float:
+            """A drafter that finds nothing to propose costs a plain round; what is read once serves all that are left."""
+            return seen.proposing * full + (1 - seen.proposing) * plain + reading * tokens / batch.room
+
+        costs = [whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees), strict=True)]
         seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
         if self._by_row and batch.num_rows > 1 and not doubt:
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for
             wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
-            return self._sized(arm, batch, seen, wider)
-        return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples)
+            return replace(self._sized(arm, batch, seen, wider, whole), reading=reading)
+        return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples, reading=reading)
 
-    def _sized(self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate) -> Option:
+    def _sized(
+        self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate, whole: Callable[[float, float], float]
+    ) -> Option:
         """`arm` with as much of `tree` for each row as pays for that row."""
         first, later, chain, rows = seen.first(), _later(arm, seen), arm.shape.is_chain, batch.num_rows
 
@@ -179,7 +187,7 @@ class Goodput(Controller):
         ratios = [seen.of_row(row) for row in batch.rows]
         sizes, tokens = sizes_by_row(nodes_of(first, later, chain, tree), ratios, seconds)
         shape = shape_of(first, later, chain, tree)
-        return Option(arm, shape, tokens / rows, seconds(sum(sizes)), seen.samples, sizes)
+        return Option(arm, shape, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)
 
     def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
         """The best of one drafter's trees, with the seconds of a round."""
@@ -219,7 +227,7 @@ class Goodput(Controller):
         if arm.label == self._current:  # no trial, but what seems best: without the round's luck
             gain = max(0.0, gain)
         elif not caught_up:
-            gain = max(gain, -2 * plain)  # a long prompt must not cost an arm its trial
+            gain = max(gain, -max(2 * plain, self._purse.spare))  # a long prompt must not cost an arm its trial
         self._purse.earn(seconds, gain, self.allowance, self.reinvest, most=20 * plain)
 
     def forget(self, rows: Sequence[Hashable]) -> None:

@@ -15,6 +15,7 @@ from specplug.tree import TreeShape
 class Option:
     """An arm with the tree that suits it best now. `tokens` expected a row, `seconds` predicted for the round.
 
+    `reading`: of the seconds, those that its draft reads before the first round, for one only; `seconds` has its share of them.
     `reason`: why it was chosen, in a few words; empty as long as it is not.
     """
 
@@ -24,6 +25,7 @@ class Option:
     seconds: float
     samples: float = 0.0  # rows and rounds that were seen of it and still count
     sizes: tuple[int, ...] | None = None  # of each row, where they differ
+    reading: float = 0.0
     reason: str = ""
 
     @property

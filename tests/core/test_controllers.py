@@ -352,3 +352,22 @@ if __name__ == "__main__":  # a table for whoever tunes the controller
             print(
                 f"{name:16} rows {rows}  " + "  ".join(f"{mean_speed(world, n, 12, rows=rows):.3f}" for n in (96, 400))
             )
+
+
+READS_LONG = {
+    "prefill": 16.0,
+    "unread": 8192,
+}  # of eight rows: a sixth of the time that 96 tokens of plain decoding take
+
+
+def test_a_prompt_is_not_read_again_and_again_on_a_mere_hope():
+    speeds = []
+    for seed in range(6):
+        memory, world = Memory(), World(model=0.02, lookup=0.02, node=0.1, several=0.2, forward=0.2, **READS_LONG)
+        speeds += [simulate(world, 96, seed=10 * seed + turn, memory=memory, rows=8)[0] for turn in range(3)]
+    assert sum(speeds) / len(speeds) > 0.97
+
+
+def test_a_long_generation_gives_an_unseen_draft_its_chance():
+    world = World(model=0.8, lookup=0.02, node=0.03, several=0.1, **READS_LONG)
+    assert mean_speed(world, 400, runs=6, rows=8) > 1.1
