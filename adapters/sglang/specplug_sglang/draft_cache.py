@@ -6,8 +6,6 @@ tokens of rounds without it, the draft's pool has not; the radix cache may hand 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,6 @@ class DraftCache:
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self._unread = torch.zeros(slots, dtype=torch.bool, device=device)
-        self._gaps = False  # whether anything was ever left unread: as long as not, nobody need wait for the device
 
     def read(self, slots: Tensor) -> None:
         """The draft's KV stands in `slots`."""
@@ -26,12 +23,14 @@ class DraftCache:
     def leave(self, slots: Tensor, unread: Tensor | bool = True) -> None:
         """The target has written `slots`, and the draft only those that are not `unread` [as slots]."""
         self._unread[slots] = unread
-        self._gaps = True
 
-    def known(self, slots: Tensor, lengths: Sequence[int]) -> list[int]:
-        """Of the first `lengths` of each row's `slots` [B, n], how many the draft has read without a gap."""
-        if not self._gaps or not slots.shape[1]:
-            return list(lengths)
+    def known(self, slots: Tensor, lengths: Tensor) -> Tensor:
+        """Of the first `lengths` [B] of each row's `slots` [B, n], how many the draft has read without a gap. [B] int64.
+
+        On the device: nobody waits for it here.
+        """
+        if not slots.shape[1]:
+            return torch.zeros_like(lengths)
         gap = self._unread[slots]
         first = torch.where(gap.any(1), gap.int().argmax(1), slots.shape[1])
-        return [min(found, length) for found, length in zip(first.tolist(), lengths, strict=True)]
+        return torch.minimum(first, lengths)

@@ -7,6 +7,7 @@ SGLang's own prefill, which reading it back later is not (runners.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,25 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from specplug_sglang.draft_cache import DraftCache
 from specplug_sglang.host import SGLangHost
+from specplug_sglang.later import Later
 from specplug_sglang.runners import ModelRunner
 
 IDLE = 32  # rounds without the draft after which a prompt is left until the draft is asked for it
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """Requests whose prompts the draft was given: the rest of `lengths` behind cached `prefixes`, of which it had `known`."""
+
+    rids: Sequence[str]
+    prefixes: Sequence[int]
+    lengths: Sequence[int]
+    known: Later
+
+    def read(self) -> dict[str, int]:
+        """By request, how far the draft has read without a gap."""
+        of = zip(self.rids, self.prefixes, self.lengths, self.known.tolist(), strict=True)
+        return {rid: length if known == prefix else known for rid, prefix, length, known in of}
 
 
 class DraftPrompts:
@@ -28,6 +45,7 @@ class DraftPrompts:
         buffer = draft.model_runner.token_to_kv_pool.get_key_buffer(0)
         self.cache = DraftCache(buffer.shape[0], buffer.device)
         self.idle = 0  # rounds since the draft was asked
+        self._begun: list[_Begun] = []
 
     def prompt(self, batch: ScheduleBatch, host: SGLangHost, runners: Sequence[ModelRunner]) -> None:
         """The target has run a prompt; `runners` of the draft model, if the session has any."""
@@ -46,19 +64,24 @@ class DraftPrompts:
             self._draft.forward_batch_generation(batch, is_verify=True)
         finally:
             batch.return_logprob = return_logprob
-        prefixes, lengths = list(batch.prefix_lens), batch.seq_lens_cpu.tolist()
-        slots = host.pool.req_to_token[batch.req_pool_indices, : max(prefixes)].long()
+        device = batch.out_cache_loc.device
+        prefixes = torch.tensor(batch.prefix_lens, device=device)
+        slots = host.pool.req_to_token[batch.req_pool_indices, : max(batch.prefix_lens)].long()
         known = self.cache.known(slots, prefixes)
-        if known == prefixes:
-            self.cache.read(batch.out_cache_loc)
-        else:
-            cut = torch.tensor([k < prefix for k, prefix in zip(known, prefixes, strict=True)])
-            self.cache.leave(
-                batch.out_cache_loc, cut.repeat_interleave(torch.tensor(batch.extend_lens)).to(slots.device)
-            )
-        read = [length if k == p else k for k, p, length in zip(known, prefixes, lengths, strict=True)]
-        for runner in runners:
-            runner.prefilled([req.rid for req in batch.reqs], read)
+        extended = torch.tensor(batch.extend_lens, device=device)
+        cut = (known < prefixes).repeat_interleave(extended, output_size=len(batch.out_cache_loc))
+        self.cache.leave(batch.out_cache_loc, cut)
+        lengths = batch.seq_lens_cpu.tolist()
+        self._begun.append(_Begun([req.rid for req in batch.reqs], batch.prefix_lens, lengths, Later(known)))
+
+    def settle(self, rows: Sequence[str], runners: Sequence[ModelRunner]) -> None:
+        """A round begins for `rows`: tell `runners` what was read of their prompts. Others have ended at their first token."""
+        here = set(rows)
+        for begun in self._begun:
+            read = {rid: length for rid, length in begun.read().items() if rid in here}
+            for runner in runners:
+                runner.prefilled(read)
+        self._begun.clear()
 
     def round(self, host: SGLangHost, runners: Sequence[ModelRunner], drafted: bool, width: int) -> None:
         """A round has been run, with the draft model if it `drafted`: note what it has not read of the next `width` places."""

@@ -123,9 +123,9 @@ class ModelRunner(SelfRunner):
         """How many of the `length` committed tokens of `row` are in the draft's cache."""
         return min(length, self._read.get(row, 0))
 
-    def prefilled(self, rows: list[Any], lengths: list[int]) -> None:
-        """The prompts of `rows` are in the draft's cache up to `lengths`."""
-        self._read.update(zip(rows, lengths, strict=True))
+    def prefilled(self, lengths: dict[Any, int]) -> None:
+        """Of each of these rows' prompts, so much is in the draft's cache."""
+        self._read.update(lengths)
 
     def settle(self, rows: list[Any], lengths: list[int]) -> None:
         """A round has ended: what was read beyond a row's length belongs to rejected nodes, and does not count later."""

@@ -166,8 +166,11 @@ class SpecplugWorker(BaseSpecWorker):
             record_stream_for_v2_verify(batch, None, stream)
         self._forget(self.host.requests.departed(batch.reqs))
         self.host.take(batch)
-        for runner in self._model_runners():
-            runner.settle([req.rid for req in batch.reqs], self.host.lengths_cpu)
+        rows, runners = [req.rid for req in batch.reqs], self._model_runners()
+        if self._draft_prompts is not None:
+            self._draft_prompts.settle(rows, runners)
+        for runner in runners:
+            runner.settle(rows, self.host.lengths_cpu)
         finished = self._run(batch)
         outcome = self.host.outcome
         assert outcome is not None
@@ -177,7 +180,7 @@ class SpecplugWorker(BaseSpecWorker):
         tokens = verdict.tokens(outcome.trees)
         if self._draft_prompts is not None:
             drafted = isinstance(finished.plan.arm.drafter, ModelDraft)
-            self._draft_prompts.round(self.host, self._model_runners(), drafted, tokens.shape[1])
+            self._draft_prompts.round(self.host, runners, drafted, tokens.shape[1])
         if batch.return_logprob:
             _log_probabilities(batch, outcome, tokens)
         if on_publish is not None:
