@@ -45,7 +45,9 @@ class Goodput(Controller):
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
-    gamble: float = 0.08  # the same where nothing says that it will pay, of a draft that nothing was seen of
+    gamble: float = (
+        0.08  # share of the time that the best would take that an unseen draft may read where nothing speaks for it
+    )
 
     needs_baseline = True
     resizes = True
@@ -126,7 +128,7 @@ class Goodput(Controller):
         """Seconds that a round of `option` will probably lose."""
         if option is plain:
             return max(0.0, plain.seconds * (1 - plain.rate / best.rate))
-        little = not option.samples and option.reading <= self.gamble * room * plain.seconds
+        little = not option.samples and option.reading <= self.gamble * room / best.rate
         # what it reads is not lost if this generation will pay for it, for all that is believed of it
         read = 0.0 if little or option.rate > best.rate else option.reading
         if option.samples:
@@ -167,7 +169,9 @@ class Goodput(Controller):
             """A drafter that finds nothing to propose costs a plain round; what is read once serves all that are left."""
             return seen.proposing * full + (1 - seen.proposing) * plain + reading * tokens / batch.room
 
-        costs = [whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees), strict=True)]
+        costs = [
+            whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees, doubt), strict=True)
+        ]
         seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
         if self._by_row and batch.num_rows > 1 and not doubt:
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for

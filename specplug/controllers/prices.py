@@ -47,9 +47,13 @@ class Prices:
         """Whether rounds of another situation were measured."""
         return self._cost.knows(self._situation)
 
-    def trees(self, arm: Arm, trees: Sequence[Candidate]) -> list[float]:
-        """Rounds in which every row gets the tree, by tree."""
-        found, label, rows = self._found, arm.label, self._batch.num_rows
+    def trees(self, arm: Arm, trees: Sequence[Candidate], doubt: float = 0.0) -> list[float]:
+        """Rounds in which every row gets the tree, by tree. `doubt`: see `OnlineCost.price`."""
+        label, rows = arm.label, self._batch.num_rows
+        if doubt:
+            doubted = [self._round(arm, self._batch, rows * (tree.size + 1), tree.depth) for tree in trees]
+            return self._cost.price(doubted, self._situation, doubt)
+        found = self._found
         new = dict.fromkeys(key for tree in trees if (key := (label, tree.size, tree.depth)) not in found)
         works = [self._round(arm, self._batch, rows * (size + 1), depth) for _, size, depth in new]
         found.update(zip(new, self._cost.price(works, self._situation), strict=True))

@@ -49,13 +49,15 @@ class Calibrated(OnlineCost):
     The scale may still be another (a busier machine): the first round in a situation, whichever it is, sets it.
     """
 
+    first: float = 0.0  # trees were measured as they are
+
     def tried(self, work: Scale, situation: Hashable) -> int:
         believed = BELIEVED if work.nodes == work.rows else 0
         return believed + OnlineCost.tried(self, work, situation)
 
     def observe(self, work: Scale, situation: Hashable, seconds: float) -> None:
         if situation not in self.situations:
-            surprise = math.log(max(seconds, 1e-9) / self._prior(work)) - self._learnt(work, situation)
+            surprise = math.log(max(seconds, 1e-9) / self.seconds(work, situation))
             self.situations[situation] = place = Correction(self._world.value)
             place.learn(surprise, 0.1, belief=0.0)
             self._world.learn(surprise, 0.02, belief=0.0)

@@ -219,7 +219,7 @@ def test_goodput_gives_up_what_stops_being_good(rows, good):
 def test_goodput_looks_at_the_lookup_again_beside_a_good_draft():
     """What worked before is no reason never to look: the text begins to repeat itself while a draft model is at work."""
     world = World(model=0.75, lookup=lambda written: 0.1 if written < 200 else 0.92)
-    assert mean_speed(world, 1500, runs=4) > 2.2  # 1.5 with the draft alone
+    assert mean_speed(world, 1500, runs=4) > 2.1  # 1.5 with the draft alone
 
 
 def test_a_prompt_is_not_read_for_a_gain_that_is_smaller():
