@@ -11,7 +11,8 @@ Public operations on a cache with a place for every row:
 On a paged cache:
 
 - :func:`paged_rows`, :class:`ScoreRule`: where the rows stand, and what a layer does with its scores.
-- :func:`paged_tree_attention`: attention of tree nodes over pages; :func:`explain_paged` says which backend serves it.
+- :func:`plan_paged_attention`: attention of tree nodes over pages, a :class:`PagedAttention` planned once a forward and
+  called by every layer; :func:`explain_paged` says which backend serves it, :func:`paged_tree_attention` is one call.
 - :func:`commit_paged_kv`: move accepted slots to their final place.
 
 Of Triton, imported when first asked for: ``pool_table`` and ``commit_paged_kv_triton``, ``verify_sampled_triton`` and
@@ -24,12 +25,14 @@ from typing import Any
 
 from specplug_kernels.dispatch import available_kernels, explain, tree_attention
 from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, write_kv
-from specplug_kernels.paged_dispatch import PAGED_KERNELS, explain_paged, paged_tree_attention
-from specplug_kernels.paging import PagedRows, ScoreRule, ancestor_bitmap, paged_rows
+from specplug_kernels.paged_choice import PAGED_KERNELS
+from specplug_kernels.paged_dispatch import explain_paged, paged_tree_attention, plan_paged_attention
+from specplug_kernels.paging import PagedAttention, PagedRows, ScoreRule, ancestor_bitmap, paged_rows
 from specplug_kernels.reference import tree_attention_reference
 
 __all__ = [
     "PAGED_KERNELS",
+    "PagedAttention",
     "PagedRows",
     "ScoreRule",
     "ancestor_bitmap",
@@ -40,6 +43,7 @@ __all__ = [
     "explain_paged",
     "paged_rows",
     "paged_tree_attention",
+    "plan_paged_attention",
     "tree_attention",
     "tree_attention_reference",
     "write_kv",

@@ -21,8 +21,8 @@ from triton.compiler import ASTSource
 
 from specplug_kernels import (
     commit_kv_triton,
+    paged_kernel_triton,
     paged_tiles,
-    paged_tree_attention_triton,
     tree_greedy_triton,
     tree_sampling_triton,
 )
@@ -67,7 +67,7 @@ def variants() -> Iterator[Variant]:
         )
 
 
-_SHAPES = (  # dtype, head dimension, value dimension, page, query heads a KV head, nodes
+_SHAPES = (  # dtype, head dimension, value dimension, page, query heads a KV head, queries
     ("bf16", 128, 128, 16, 4, 2),
     ("bf16", 128, 128, 1, 4, 17),
     ("bf16", 128, 128, 64, 8, 33),
@@ -86,10 +86,10 @@ _RULES = ({}, {"has_cap": True}, {"has_window": True}, {"has_cap": True, "has_wi
 
 
 def _attention_variants() -> Iterator[Variant]:
-    module = paged_tree_attention_triton
+    module = paged_kernel_triton
     strides = ("query_row", "query_node", "query_head", "key_page", "key_slot", "key_head")
     strides += ("value_page", "value_slot", "value_head")
-    for index, (dtype, dim, value_dim, page, groups, nodes) in enumerate(_SHAPES):
+    for index, (dtype, dim, value_dim, page, groups, queries) in enumerate(_SHAPES):
         for rule in _RULES if index < 2 else _RULES[:: len(_RULES) - 1]:
             for splits in (1, 8) if index < 2 else (8,):
                 out = dtype if splits == 1 else "fp32"
@@ -98,7 +98,7 @@ def _attention_variants() -> Iterator[Variant]:
                 types |= {"sinks": "*fp32", "out": f"*{out}", "lse_out": "*fp32", "score_scale": "fp32", "cap": "fp32"}
                 options = paged_tiles.launch_options(
                     groups=groups,
-                    nodes=nodes,
+                    queries=queries,
                     dim=dim,
                     value_dim=value_dim,
                     page=page,
@@ -107,12 +107,12 @@ def _attention_variants() -> Iterator[Variant]:
                     **rule,
                 )
                 extras = "".join(f" {name.removeprefix('has_')}" for name in rule)
-                name = f"attend {dtype} D{dim}/{value_dim} page {page} G{groups} n{nodes} splits {splits}{extras}"
-                yield Variant(name, module._attend, types, options, strides)
+                name = f"attend {dtype} D{dim}/{value_dim} page {page} G{groups} q{queries} splits {splits}{extras}"
+                yield Variant(name, module.attend, types, options, strides)
     for dtype, value_dim, has_sinks in (("bf16", 128, False), ("fp32", 80, True), ("fp16", 256, True)):
         types = {"parts": "*fp32", "part_lse": "*fp32", "sinks": "*fp32", "out": f"*{dtype}", "lse_out": "*fp32"}
         options = paged_tiles.merge_launch_options(value_dim, 8, has_sinks)
-        yield Variant(f"merge {dtype} D{value_dim}{' sinks' * has_sinks}", module._merge, types, options)
+        yield Variant(f"merge {dtype} D{value_dim}{' sinks' * has_sinks}", module.merge, types, options)
 
 
 def _sampling_variants() -> Iterator[Variant]:

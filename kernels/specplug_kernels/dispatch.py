@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from specplug_kernels.reference import tree_attention_reference
 from specplug_kernels.tree_attention_sdpa import sdpa, split
-from specplug_kernels.tree_attention_torch import is_joinable, packed
+from specplug_kernels.tree_attention_torch import is_joinable, packed, widened
 
 Backend = Callable[[Tensor, Tensor, Tensor, int, "Tensor | None", float], Tensor]
 
@@ -18,6 +19,10 @@ PACKED_HEAD_DIM = 64
 PACKED_COLUMNS = 8192
 """Two matmuls beat the fused kernel from so many columns (of all rows of the batch) on and up to so many packed rows: by 10 to
 70 % at 4 rows of 8192 columns. Below, one call costs less than three parallel regions (34 against 47 us at 300 columns)."""
+LONG_HEAD_DIM = 128
+LONG_ROWS = 4
+LONG_COLUMNS = 2048
+"""Vectors of so many numbers: up to so many rows two matmuls take 0.65 to 0.8 of the fused kernel's time, from 6 rows on the same."""
 
 
 def tree_attention(
@@ -65,7 +70,9 @@ def tree_attention(
     elif prefix == columns:
         bias = None
     if kernel == "auto":
-        return _choose(query, key, value)[0](query, key, value, prefix, bias, scale)
+        joinable = is_joinable(key) and is_joinable(value)
+        backend, _ = _choose(query.shape, key.shape, query.dtype, query.device.type, joinable)
+        return backend(query, key, value, prefix, bias, scale)
     try:
         backend = _BACKENDS[kernel]
     except KeyError:
@@ -78,32 +85,66 @@ def available_kernels() -> tuple[str, ...]:
     return ("auto", *_BACKENDS)
 
 
-def explain(query_shape: Sequence[int], key_shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> str:
-    """Which backend ``"auto"`` picks on a CPU for a query ``[B, Hq, n, D]`` and a key ``[B, Hkv, T, D]``, and why."""
-    query = torch.empty((1,), dtype=dtype).expand(tuple(query_shape))
-    key = torch.empty((1,), dtype=dtype).expand(tuple(key_shape))
-    backend, reason = _choose(query, key, key)
+def explain(
+    query_shape: Sequence[int],
+    key_shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> str:
+    """Which backend ``"auto"`` picks on a device for a query ``[B, Hq, n, D]`` and a key ``[B, Hkv, T, D]``, and why."""
+    backend, reason = _choose(query_shape, key_shape, dtype, torch.device(device).type)
     return f"{backend.__name__}: {reason}"
 
 
-def _choose(query: Tensor, key: Tensor, value: Tensor) -> tuple[Backend, str]:
-    """The rules of ``"auto"``; thresholds measured with ``python -m specplug_kernels.bench --all``."""
-    if query.device.type != "cpu" or query.dtype not in _FULL_PRECISION:
-        return sdpa, "only the fused kernel keeps half-precision scores in fp32, and it is the one for other devices"
-    groups, columns = query.shape[1] // key.shape[1], key.shape[0] * key.shape[2]
-    rows = groups * query.shape[2]
+def _choose(
+    query_shape: Sequence[int], key_shape: Sequence[int], dtype: torch.dtype, device_type: str, joinable: bool = True
+) -> tuple[Backend, str]:
+    """The rules of ``"auto"``; thresholds measured with ``python -m specplug_kernels.bench``."""
+    if device_type != "cpu":
+        return sdpa, "the fused kernel is the one for other devices"
+    groups, columns, dim = query_shape[1] // key_shape[1], key_shape[0] * key_shape[2], query_shape[3]
+    rows = groups * query_shape[2]
+    if dtype not in _FULL_PRECISION:
+        return _choose_half(rows, dtype)
+    obstacle = _better_fused(groups, rows, columns, dim)
+    if obstacle is None and not joinable:
+        obstacle = "the strides of batch and heads do not join"
+    if obstacle is not None:
+        return sdpa, obstacle
+    return packed, f"{rows} packed rows of {dim} over {columns} columns: two matmuls over strided views"
+
+
+def _better_fused(groups: int, rows: int, columns: int, dim: int) -> str | None:
+    """Why one fused call is better than two matmuls in full precision on a CPU; ``None`` if it is not."""
+    if dim >= LONG_HEAD_DIM and rows <= LONG_ROWS and columns >= LONG_COLUMNS:
+        return None
     if groups == 1:
-        return sdpa, "one query head a KV head: nothing to pack"
+        return "one query head a KV head: nothing to pack"
     if columns < PACKED_COLUMNS:
-        return sdpa, f"{columns} columns in all, fewer than {PACKED_COLUMNS}: one call costs least"
-    if rows > PACKED_ROWS or query.shape[3] > PACKED_HEAD_DIM:
-        return (
-            sdpa,
-            f"{rows} packed rows of {query.shape[3]}, more than {PACKED_ROWS} or {PACKED_HEAD_DIM}: no faster with two matmuls",
-        )
-    if not (is_joinable(key) and is_joinable(value)):
-        return sdpa, "the strides of batch and heads do not join"
-    return packed, f"{rows} packed rows over {columns} columns: two matmuls over strided views"
+        return f"{columns} columns in all, fewer than {PACKED_COLUMNS}: one call costs least"
+    if rows > PACKED_ROWS or dim > PACKED_HEAD_DIM:
+        return f"{rows} packed rows of {dim}, more than {PACKED_ROWS} or {PACKED_HEAD_DIM}: no faster with two matmuls"
+    return None
+
+
+def _choose_half(rows: int, dtype: torch.dtype) -> tuple[Backend, str]:
+    """For bf16 and fp16 on a CPU. Without its products the fused kernel takes twice the time of ``widened`` for one row of bf16
+    (two rows take it half as long as one), and two to ten times for fp16.
+    """
+    if _multiplies(dtype):
+        return sdpa, f"the processor multiplies in {dtype}, and the fused kernel keeps the scores in fp32"
+    if dtype == torch.float16 or rows == 1:
+        return widened, f"the processor does not multiply in {dtype}: {rows} packed rows in fp32, a block at a time"
+    return sdpa, f"{rows} packed rows: the fused kernel widens {dtype} as fast"
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has products in ``dtype``, as oneDNN sees it."""
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return supported is not None and bool(supported())
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:
@@ -111,4 +152,10 @@ def _reference(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Ten
 
 
 _FULL_PRECISION = (torch.float32, torch.float64)
-_BACKENDS: dict[str, Backend] = {"torch": _reference, "packed": packed, "split": split, "sdpa": sdpa}
+_BACKENDS: dict[str, Backend] = {
+    "torch": _reference,
+    "packed": packed,
+    "widened": widened,
+    "split": split,
+    "sdpa": sdpa,
+}

@@ -1,54 +1,101 @@
-"""Tree attention over a paged KV cache: the public function, and the choice of a backend."""
+"""Tree attention over a paged KV cache: a plan for all layers of a forward, and one call of it."""
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specplug_kernels.paged_tiles import tile_sizes, unfit, why_not
-from specplug_kernels.paged_tree_attention_torch import paged_tree_attention_torch
-from specplug_kernels.paging import PagedRows, ScoreRule, check_paged
+from specplug_kernels.paged_choice import (
+    PAGED_KERNELS,
+    PagedCall,
+    beyond_flashinfer,
+    choose,
+    first_able,
+    flashinfer_path,
+)
+from specplug_kernels.paged_tree_attention_flashinfer import plan_flashinfer
+from specplug_kernels.paged_tree_attention_torch import TorchPagedAttention
+from specplug_kernels.paging import PagedAttention, PagedRows, ScoreRule, check_paged
 
-PAGED_KERNELS = ("auto", "torch", "triton")
-"""What ``kernel=`` accepts."""
+__all__ = ["PAGED_KERNELS", "explain_paged", "paged_tree_attention", "plan_paged_attention"]
 
-_INSTALL = "pip install 'specplug[triton]' brings it"
+
+def plan_paged_attention(
+    rows: PagedRows,
+    *,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernel: str = "auto",
+) -> PagedAttention:
+    """Choose a backend for a forward and prepare it, once for all layers.
+
+    Args:
+        rows: where the rows stand and which nodes see which, from :func:`~specplug_kernels.paging.paged_rows`. It must
+            not change while the plan is in use.
+        query_heads: Hq, a multiple of ``kv_heads``.
+        kv_heads: Hkv.
+        head_dim: of keys and values, the larger if they differ.
+        page_size: tokens a page.
+        dtype: of query, keys and values.
+        device: where they are.
+        kernel: one of :data:`PAGED_KERNELS`; ``"auto"`` chooses, see :func:`explain_paged`.
+
+    Returns:
+        What each layer calls as ``plan(query, key_pages, value_pages, rule)``, see :func:`paged_tree_attention`. A layer
+        whose rule or tensors a FlashInfer path, or Triton where it was not asked for by name, cannot serve goes to the
+        next backend that can.
+
+    Raises:
+        ValueError: an unknown kernel; one that cannot be used here, with what to do about it.
+    """
+    call = PagedCall(rows.num_queries, rows.num_nodes, query_heads, kv_heads, head_dim, page_size, dtype, device)
+    return _planned(*choose(kernel, call), rows, call, strict=kernel == "triton")
 
 
 def paged_tree_attention(
     query: Tensor, key_pages: Tensor, value_pages: Tensor, rows: PagedRows, rule: ScoreRule, *, kernel: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every node of each row's tree over the row's committed tokens, the node's ancestors and itself.
+    """Attention of q nodes of each row's tree over the row's committed tokens, each node's ancestors and itself.
+
+    It plans and calls: several layers share a plan from :func:`plan_paged_attention`.
 
     Args:
-        query: ``[B, n, Hq, D]``; fp64, fp32, bf16 or fp16.
-        key_pages: ``[pages, page, Hkv, D]``, views allowed; ``Hq`` is a multiple of ``Hkv``. The nodes' own keys are
-            in their slots already.
+        query: ``[B, q, Hq, D]``; fp64, fp32, bf16 or fp16. The last q of the tree's n nodes, all of them where q = n.
+        key_pages: ``[pages, page, Hkv, D]``, views allowed; ``Hq`` is a multiple of ``Hkv``. All nodes' keys are in their
+            slots already.
         value_pages: ``[pages, page, Hkv, Dv]``, likewise.
         rows: where the rows stand and which nodes see which, from :func:`~specplug_kernels.paging.paged_rows`.
         rule: scale, cap, window and sinks of this layer.
         kernel: one of :data:`PAGED_KERNELS`; ``"auto"`` chooses, see :func:`explain_paged`.
 
     Returns:
-        The output ``[B, n, Hq, Dv]``, contiguous, in the query's dtype; and the natural logarithm of the softmax's
-        denominator, the sink included, ``[B, n, Hq]`` float32 (float64 for float64). A node that sees nothing gets zeros.
-        Slots that no node of the row sees may hold anything, NaN too. No argument is modified.
+        The output ``[B, q, Hq, Dv]``, contiguous, in the query's dtype; and the natural logarithm of the softmax's
+        denominator, the sink included, ``[B, q, Hq]`` float32 (float64 for float64). A node that sees nothing gets zeros.
+        Slots that no query of the row sees may hold anything, NaN too. No argument is modified.
 
     Raises:
         ValueError: tensors that do not fit; an unknown kernel; one that cannot be used here, with what to do about it.
     """
     check_paged(query, key_pages, value_pages, rows, rule)
-    head_dim = max(query.shape[3], value_pages.shape[3])
-    groups = query.shape[2] // key_pages.shape[2]
-    misfit = unfit(query, key_pages, value_pages)
-    name, _ = _choose(kernel, query.device.type, query.dtype, head_dim, query.shape[1], groups, misfit)
-    if name == "torch":
-        return paged_tree_attention_torch(query, key_pages, value_pages, rows, rule)
-    from specplug_kernels.paged_tree_attention_triton import paged_tree_attention_triton  # noqa: PLC0415  (optional)
-
-    return paged_tree_attention_triton(query, key_pages, value_pages, rows, rule)
+    plan = plan_paged_attention(
+        rows,
+        query_heads=query.shape[2],
+        kv_heads=key_pages.shape[2],
+        head_dim=max(query.shape[3], value_pages.shape[3]),
+        page_size=key_pages.shape[1],
+        dtype=query.dtype,
+        device=query.device,
+        kernel=kernel,
+    )
+    return plan(query, key_pages, value_pages, rule)
 
 
 def explain_paged(
@@ -57,55 +104,76 @@ def explain_paged(
     kv_heads: int,
     head_dim: int,
     *,
+    num_queries: int | None = None,
+    page_size: int = 16,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cuda",
     kernel: str = "auto",
+    rule: ScoreRule | None = None,
 ) -> str:
     """Which backend serves trees of ``num_nodes`` nodes on a kind of device, and why: ``"triton: ..."``.
+
+    ``num_queries``: how many of the nodes ask; ``None``: all. ``rule``: that of the layer in question; ``None``: a scale and
+    nothing else.
 
     Raises:
         ValueError: a ``kernel`` that is unknown or cannot be used there.
     """
-    device_type = torch.device(device).type
-    return ": ".join(_choose(kernel, device_type, dtype, head_dim, num_nodes, query_heads // kv_heads))
-
-
-def _choose(
-    kernel: str,
-    device_type: str,
-    dtype: torch.dtype,
-    head_dim: int,
-    num_nodes: int,
-    groups: int,
-    misfit: str | None = None,
-) -> tuple[str, str]:
-    """A backend's name and the reason. ``misfit``: what keeps the Triton kernel from serving the tensors at hand."""
-    if kernel not in PAGED_KERNELS:
-        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(PAGED_KERNELS)}")
-    if kernel == "torch":
-        return "torch", "asked for by name"
-    obstacle = _no_triton(device_type, dtype, head_dim, by_name=kernel == "triton") or misfit
-    if kernel == "triton":
-        if obstacle is not None:
-            raise ValueError(f"kernel='triton' cannot be used: {obstacle}; kernel='torch' or 'auto' can")
-        return "triton", "asked for by name"
+    asking = num_nodes if num_queries is None else num_queries
+    call = PagedCall(asking, num_nodes, query_heads, kv_heads, head_dim, page_size, dtype, torch.device(device))
+    name, reason = choose(kernel, call)
+    obstacle = None if rule is None or not name.startswith("flashinfer") else beyond_flashinfer(rule)
     if obstacle is not None:
-        return "torch", obstacle
-    rows = groups * num_nodes
-    tile = tile_sizes(rows, head_dim, dtype.itemsize)[0]
-    return "triton", f"{rows} packed rows (nodes times query heads a KV head), the cache read {-(-rows // tile)} times"
+        name, reason = first_able(("triton", "torch"), call)
+        reason = f"{obstacle}; {reason}"
+    return f"{name}: {reason}"
 
 
-def _no_triton(device_type: str, dtype: torch.dtype, head_dim: int, *, by_name: bool) -> str | None:
-    """Why the Triton kernel cannot serve, as a phrase; None if it can. The interpreter serves a CPU only by name."""
-    if device_type not in ("cuda", "cpu"):
-        return f"the Triton kernel was written for CUDA devices, not {device_type}"
-    if device_type == "cpu" and not by_name:
-        return "Triton compiles for GPUs, and the query is on a CPU"
-    if importlib.util.find_spec("triton") is None:
-        return f"the triton package is not installed ({_INSTALL})"
-    from specplug_kernels.paged_tree_attention_triton import interpreted  # noqa: PLC0415  (optional)
+def _planned(name: str, reason: str, rows: PagedRows, call: PagedCall, *, strict: bool) -> PagedAttention:
+    """A plan of one backend; unless ``strict``, others serve the layers that it cannot."""
+    if name == "torch":
+        return TorchPagedAttention(rows, reason)
+    if name == "triton":
+        from specplug_kernels.paged_tree_attention_triton import TritonPagedAttention  # noqa: PLC0415  (optional)
 
-    if device_type == "cpu" and not interpreted():
-        return "Triton compiles for GPUs, and the query is on a CPU (TRITON_INTERPRET=1, set before triton is imported, interprets)"
-    return why_not(dtype, head_dim)
+        triton = TritonPagedAttention(rows, reason)
+        return triton if strict else _WithFallback(triton, reason, lambda: TorchPagedAttention(rows, reason))
+    flashinfer = plan_flashinfer(
+        rows,
+        query_heads=call.query_heads,
+        kv_heads=call.kv_heads,
+        head_dim=call.head_dim,
+        page_size=call.page_size,
+        dtype=call.dtype,
+        device=call.device,
+        path=flashinfer_path(name),
+    )
+    others = first_able(("triton", "torch"), call)
+    return _WithFallback(flashinfer, reason, lambda: _planned(*others, rows, call, strict=False))
+
+
+class _Particular(PagedAttention, Protocol):
+    """A backend that says which layers it cannot serve."""
+
+    def why_not(self, query: Tensor, key_pages: Tensor, value_pages: Tensor, rule: ScoreRule) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _WithFallback:
+    """A planned backend, and another for the layers that it cannot serve, planned when the first of them comes."""
+
+    first: _Particular
+    reason: str
+    plan_other: Callable[[], PagedAttention]
+    _other: list[PagedAttention] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.first.name
+
+    def __call__(self, query: Tensor, key_pages: Tensor, value_pages: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+        if self.first.why_not(query, key_pages, value_pages, rule) is None:
+            return self.first(query, key_pages, value_pages, rule)
+        if not self._other:
+            self._other.append(self.plan_other())
+        return self._other[0](query, key_pages, value_pages, rule)

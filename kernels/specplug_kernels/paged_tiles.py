@@ -34,7 +34,7 @@ def unfit(query: Tensor, key_pages: Tensor, value_pages: Tensor) -> str | None:
 def launch_options(
     *,
     groups: int,
-    nodes: int,
+    queries: int,
     dim: int,
     value_dim: int,
     page: int,
@@ -46,7 +46,7 @@ def launch_options(
     widen: bool = False,
 ) -> dict[str, int | bool]:
     """What the attention kernel is compiled with for these shapes. Products may be fused into sums: nothing here is bitwise."""
-    block_m, block_n, warps = tile_sizes(groups * nodes, max(dim, value_dim), element_size)
+    block_m, block_n, warps = tile_sizes(groups * queries, max(dim, value_dim), element_size)
     return {
         "GROUPS": groups,
         "SPLITS": splits,

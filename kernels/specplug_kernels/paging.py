@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,14 +20,18 @@ class PagedRows:
     Entry ``t`` of row ``b`` stands in page ``page_indices[page_indptr[b] + t // page]`` at offset ``t % page``. The
     first ``lengths[b]`` entries are committed, entry ``lengths[b] + i`` is node ``i``. Pages behind a row's last entry
     may be listed; they are never read.
+
+    The queries are the last q nodes: query ``i`` is node ``n - q + i``. A verify asks for the whole tree (q = n), a
+    draft for the level that it forwards.
     """
 
     page_indptr: Tensor  # [B + 1] int32 or int64
     page_indices: Tensor  # [at least page_indptr[-1]] int32 or int64
     lengths: Tensor  # [B] int32 or int64
-    bitmap: Tensor  # [B or 1, n, ceil(n / 32)] int32: bit j % 32 of word j // 32 = node i sees node j
+    bitmap: Tensor  # [B or 1, q, ceil(n / 32)] int32: bit j % 32 of word j // 32 = query i sees node j
     depths: Tensor  # [B or 1, n] int32: node i stands at position lengths[b] + depths[b, i]
     max_length: int | None  # at least every row's length; None = not known on the host
+    lengths_host: tuple[int, ...] | None  # lengths, where the host knows them
 
     @property
     def num_rows(self) -> int:
@@ -33,6 +39,12 @@ class PagedRows:
 
     @property
     def num_nodes(self) -> int:
+        """n: nodes of each row's tree that stand in the cache."""
+        return self.depths.shape[1]
+
+    @property
+    def num_queries(self) -> int:
+        """q: how many of them ask, the last."""
         return self.bitmap.shape[1]
 
 
@@ -59,6 +71,28 @@ class ScoreRule:
             )
 
 
+class PagedAttention(Protocol):
+    """Attention of one forward's nodes over a paged cache: planned once, called by every layer.
+
+    Made by :func:`~specplug_kernels.paged_dispatch.plan_paged_attention`. The rows it was planned for must not change
+    while it is in use.
+    """
+
+    @property
+    def name(self) -> str:
+        """The backend that was picked."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it was picked, as a phrase."""
+        ...
+
+    def __call__(self, query: Tensor, key_pages: Tensor, value_pages: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+        """One layer, as :func:`~specplug_kernels.paged_dispatch.paged_tree_attention`."""
+        ...
+
+
 def paged_rows(
     page_indptr: Tensor,
     page_indices: Tensor,
@@ -67,6 +101,7 @@ def paged_rows(
     *,
     depths: Tensor | None = None,
     max_length: int | None = None,
+    lengths_host: Sequence[int] | None = None,
 ) -> PagedRows:
     """Describe a batch; the tensors are kept, not copied.
 
@@ -74,17 +109,23 @@ def paged_rows(
         page_indptr: ``[B + 1]`` int32 or int64, where each row's pages begin in ``page_indices``.
         page_indices: ``[at least page_indptr[-1]]`` int32 or int64.
         lengths: ``[B]`` int32 or int64, committed tokens in the cache, the tree not counted.
-        ancestors: ``[B or 1, n, n]`` bool, ``[i, j]``: node i sees node j (itself and its ancestors).
-        depths: ``[B or 1, n]``, the root's is 0; ``None``: counted from ``ancestors``.
+        ancestors: ``[B or 1, q, n]`` bool, q of at most n; the last q nodes ask, ``[i, j]``: node ``n - q + i`` sees
+            node ``j`` (itself and its ancestors).
+        depths: ``[B or 1, n]``, the root's is 0; ``None``: counted from ``ancestors``, where all nodes ask.
         max_length: at least every row's length. Nothing is read back from a device to learn it; without it the Triton
             kernel guesses from the number of pages (which changes speed only) and the torch one looks.
+        lengths_host: the lengths as Python numbers, where the host knows them: ``max_length`` then follows from them, and
+            FlashInfer, which plans on the host, need not wait for the device.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; on a CPU also a length above ``max_length``.
+        ValueError: shapes or dtypes that do not fit; no depths for nodes that do not ask; on a CPU also a length above
+            ``max_length``, or ``lengths_host`` that are not the lengths.
     """
-    if ancestors.dtype != torch.bool or ancestors.ndim != 3 or ancestors.shape[1] != ancestors.shape[2]:
-        raise ValueError(f"ancestors must be bool [B or 1, n, n], not {ancestors.dtype} {tuple(ancestors.shape)}")
-    rows = lengths.shape[0]
+    if ancestors.dtype != torch.bool or ancestors.ndim != 3 or ancestors.shape[1] > ancestors.shape[2]:
+        raise ValueError(
+            f"ancestors must be bool [B or 1, q, n] with q of at most n, not {ancestors.dtype} {tuple(ancestors.shape)}"
+        )
+    rows, nodes = lengths.shape[0], ancestors.shape[2]
     if page_indptr.shape != (rows + 1,):
         raise ValueError(f"page_indptr must be [{rows + 1}] for {rows} rows, not {tuple(page_indptr.shape)}")
     if ancestors.shape[0] not in (1, rows):
@@ -94,16 +135,35 @@ def paged_rows(
     for name, tensor in (("page_indptr", page_indptr), ("page_indices", page_indices), ("lengths", lengths)):
         if tensor.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} must be int32 or int64, not {tensor.dtype}")
-    if max_length is not None and lengths.device.type == "cpu" and rows and int(lengths.max()) > max_length:
-        raise ValueError(f"a row has {int(lengths.max())} committed tokens, more than max_length={max_length}")
-    depths = ancestors.sum(2, dtype=torch.int32) - 1 if depths is None else depths.to(torch.int32)
-    if depths.shape[1:] != ancestors.shape[1:2] or depths.shape[0] not in (1, rows):
-        raise ValueError(f"depths of {tuple(depths.shape)} do not fit {rows} rows of {ancestors.shape[1]} nodes")
-    return PagedRows(page_indptr, page_indices, lengths, ancestor_bitmap(ancestors), depths, max_length)
+    if depths is None:
+        if ancestors.shape[1] < nodes:
+            raise ValueError(
+                f"depths of all {nodes} nodes must be given: the {ancestors.shape[1]} that ask do not tell"
+            )
+        depths = ancestors.sum(2, dtype=torch.int32) - 1
+    if depths.shape[1:] != (nodes,) or depths.shape[0] not in (1, rows):
+        raise ValueError(f"depths of {tuple(depths.shape)} do not fit {rows} rows of {nodes} nodes")
+    on_host = None if lengths_host is None else tuple(lengths_host)
+    max_length = _checked_lengths(lengths, on_host, max_length)
+    bitmap = ancestor_bitmap(ancestors)
+    return PagedRows(page_indptr, page_indices, lengths, bitmap, depths.to(torch.int32), max_length, on_host)
+
+
+def _checked_lengths(lengths: Tensor, on_host: tuple[int, ...] | None, max_length: int | None) -> int | None:
+    """The largest length, or what is at least that, as far as the host knows; a device is not asked."""
+    known = lengths.tolist() if lengths.device.type == "cpu" else on_host
+    if on_host is not None and (len(on_host) != len(lengths) or list(on_host) != list(known)):
+        raise ValueError(f"lengths_host of {list(on_host)} are not the lengths of the {len(lengths)} rows")
+    longest = max(known, default=0) if known is not None else 0
+    if max_length is None:
+        return None if on_host is None else longest
+    if longest > max_length:
+        raise ValueError(f"a row has {longest} committed tokens, more than max_length={max_length}")
+    return max_length
 
 
 def ancestor_bitmap(ancestors: Tensor) -> Tensor:
-    """Pack ``[..., n, n]`` bool into ``[..., n, ceil(n / 32)]`` int32: bit ``j % 32`` of word ``j // 32`` is column j."""
+    """Pack ``[..., q, n]`` bool into ``[..., q, ceil(n / 32)]`` int32: bit ``j % 32`` of word ``j // 32`` is column j."""
     nodes = ancestors.shape[-1]
     words = -(-nodes // WORD)
     bits = torch.nn.functional.pad(ancestors, (0, words * WORD - nodes)).unflatten(-1, (words, WORD))
@@ -112,17 +172,17 @@ def ancestor_bitmap(ancestors: Tensor) -> Tensor:
     return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
 
 
-def ancestors_of(bitmap: Tensor) -> Tensor:
-    """Unpack a bitmap ``[..., n, W]`` int32 into ``[..., n, n]`` bool."""
+def ancestors_of(bitmap: Tensor, nodes: int) -> Tensor:
+    """Unpack a bitmap ``[..., q, ceil(nodes / 32)]`` int32 into ``[..., q, nodes]`` bool."""
     bits = bitmap[..., None] >> torch.arange(WORD, dtype=torch.int32, device=bitmap.device)
-    return (bits & 1).bool().flatten(-2)[..., : bitmap.shape[-2]]
+    return (bits & 1).bool().flatten(-2)[..., :nodes]
 
 
 def check_paged(query: Tensor, key_pages: Tensor, value_pages: Tensor, rows: PagedRows, rule: ScoreRule) -> None:
     """Raise ValueError if a layer's tensors do not fit each other or ``rows``; nothing is read back from a device."""
-    if query.ndim != 4 or query.shape[:2] != (rows.num_rows, rows.num_nodes):
+    if query.ndim != 4 or query.shape[:2] != (rows.num_rows, rows.num_queries):
         raise ValueError(
-            f"a query of {tuple(query.shape)} does not fit: [{rows.num_rows}, {rows.num_nodes}, Hq, D] is expected"
+            f"a query of {tuple(query.shape)} does not fit: [{rows.num_rows}, {rows.num_queries}, Hq, D] is expected"
         )
     if key_pages.ndim != 4 or key_pages.shape[:3] != value_pages.shape[:3] or key_pages.shape[3] != query.shape[3]:
         raise ValueError(

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from specplug_kernels import available_kernels, explain, tree_attention, tree_attention_reference
+from specplug_kernels import (
+    available_kernels,
+    dispatch,
+    explain,
+    tree_attention,
+    tree_attention_reference,
+    tree_attention_torch,
+)
 
 KERNELS = available_kernels()
 ERROR = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
@@ -213,16 +220,62 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 def test_explain_names_a_kernel_and_a_reason() -> None:
     long, short = 8192, 300
     for shape, columns, expected, because in (
-        ((1, 8, 2, 32), long, "packed", "8 packed rows over 8192 columns"),
-        ((4, 8, 16, 32), long // 4, "packed", "64 packed rows over 8192 columns"),
+        ((1, 8, 2, 32), long, "packed", "8 packed rows of 32 over 8192 columns"),
+        ((4, 8, 16, 32), long // 4, "packed", "64 packed rows of 32 over 8192 columns"),
+        ((1, 8, 1, 128), long // 4, "packed", "4 packed rows of 128 over 2048 columns"),
+        ((1, 2, 4, 128), long // 4, "packed", "4 packed rows of 128 over 2048 columns"),
         ((4, 8, 2, 32), short, "sdpa", "1200 columns in all"),
         ((1, 8, 17, 32), long, "sdpa", "68 packed rows"),
-        ((1, 8, 1, 128), long, "sdpa", "rows of 128"),
+        ((1, 8, 2, 128), long, "sdpa", "8 packed rows of 128"),
+        ((1, 8, 1, 128), short, "sdpa", "300 columns in all"),
         ((1, 2, 4, 32), long, "sdpa", "nothing to pack"),
     ):
         name, reason = explain(shape, (shape[0], 2, columns, shape[3])).split(": ", 1)
         assert (name, because in reason) == (expected, True), reason
-    assert explain((1, 8, 2, 32), (1, 2, long, 32), dtype=torch.bfloat16).startswith("sdpa: ")
+    assert explain((1, 8, 2, 32), (1, 2, long, 32), device="cuda").startswith("sdpa: ")
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_half_precision_is_widened_where_the_processor_does_not_multiply_in_it(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_multiplies", lambda dtype: native)
+    for dtype, nodes, otherwise in (
+        (torch.float16, 3, "widened"),
+        (torch.bfloat16, 1, "widened"),
+        (torch.bfloat16, 2, "sdpa"),
+    ):
+        chosen = explain((1, 2, nodes, 32), (1, 2, 50, 32), dtype=dtype).partition(":")[0]
+        assert chosen == ("sdpa" if native else otherwise)
+        key, value = (cache(1, 2, 50, 32, dtype=dtype) for _ in range(2))
+        check("auto", queries(1, 2, nodes, 32, dtype), key, value, 41, random_bias(1, nodes, 9, dtype))
+
+
+def test_what_the_processor_multiplies_is_asked_for_each_dtype() -> None:
+    assert {type(dispatch._multiplies(dtype)) for dtype in (torch.bfloat16, torch.float16)} == {bool}
+
+
+@pytest.mark.parametrize("columns", [1, 7, 21, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_widening_in_blocks(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of seven columns, the last one whole, partial, or the only one; the bias in several of them."""
+    monkeypatch.setattr(tree_attention_torch, "WIDENED_BYTES", 7 * 2 * 3 * 16 * 4)
+    tail = min(columns, 17)
+    key, value = (cache(2, 3, columns, 16, dtype=dtype) for _ in range(2))
+    query = queries(2, 6, 4, 16, dtype)
+    check("widened", query, key, value, columns - tail, random_bias(2, 4, tail, dtype))
+    query.requires_grad_()
+    out = tree_attention(query, key, value, prefix=columns, bias=None, scale=0.2, kernel="widened")
+    out.sum().backward()
+    assert query.grad is not None
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 6, 7])
+@pytest.mark.parametrize("dim", [48, 64, 128])
+def test_both_orders_of_factors(nodes: int, dim: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        key, value = (cache(2, 2, 30, dim, dtype=dtype) for _ in range(2))
+        check("packed", queries(2, 2, nodes, dim, dtype), key, value, 22, random_bias(2, nodes, 8, dtype))
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -27,9 +27,9 @@ def test_interpreted(file: str) -> None:
 
 
 QUICK = (
-    "attend bf16 D128/128 page 16 G4 n2 splits 1",
-    "attend bf16 D256/256 page 16 G2 n9 splits 8 cap window sinks",
-    "attend fp16 D80/80 page 16 G1 n9 splits 8",
+    "attend bf16 D128/128 page 16 G4 q2 splits 1",
+    "attend bf16 D256/256 page 16 G2 q9 splits 8 cap window sinks",
+    "attend fp16 D80/80 page 16 G1 q9 splits 8",
     "merge bf16 D128",
     "verify_sampled valid laws",
     "verify_greedy n129 valid",

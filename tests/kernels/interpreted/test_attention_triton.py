@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import no_readback
 import paged_tools
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="needs the triton package (specplug[triton])")
 
-from specplug_kernels import paged_tree_attention
+from specplug_kernels import PagedRows, paged_tree_attention
 from specplug_kernels.paged_tiles import choose_splits, tile_sizes
 from specplug_kernels.paged_tree_attention_triton import paged_tree_attention_triton
 
@@ -22,7 +23,8 @@ def attend(
     case: paged_tools.Case, device: torch.device, num_splits: int | None = None, max_length: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel's result, brought back to the CPU."""
-    out, lse = paged_tree_attention_triton(*moved(case, device).arguments(max_length), num_splits=num_splits)
+    there = moved(case, device).arguments(max_length=max_length)
+    out, lse = paged_tree_attention_triton(*there, num_splits=num_splits)
     return out.cpu(), lse.cpu()
 
 
@@ -79,6 +81,47 @@ def test_trees_of_every_size(device: torch.device, nodes: int) -> None:
     paged_tools.check(case, attend(case, device, 2))
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("nodes", [1, 33])
+def test_a_last_block_of_one_column(device: torch.device, nodes: int, splits: int) -> None:
+    """The tree's last node stands alone behind whole blocks of 32."""
+    case = paged_tools.make_case([128 - nodes + 1, 65 - nodes, 224 - nodes + 1], nodes, kv_heads=1, groups=2)
+    assert tile_sizes(2 * nodes, 64, 4)[1] == 32
+    paged_tools.check(case, attend(case, device, splits))
+
+
+@pytest.mark.parametrize("window", [None, 2, 40])
+@pytest.mark.parametrize("page", [1, 16])
+def test_a_level_at_a_time_gives_the_rows_of_the_whole_tree(
+    device: torch.device, page: int, window: int | None
+) -> None:
+    """As a draft grows a tree: each level asks before anything stands behind it; the third has more than a tile."""
+    widths = (1, 3, 30, 4)
+    trees = torch.stack([paged_tools.levelled_ancestors(widths) for _ in range(2)])
+    case = paged_tools.make_case([70, 0], sum(widths), ancestors=trees, kv_heads=1, groups=2, page=page, window=window)
+    whole, whole_lse = attend(case, device, 2)
+    paged_tools.check(case, (whole, whole_lse))
+    for first, stop in pairwise((0, 1, 4, 34, 38)):
+        out, lse = attend(case.level(first, stop), device, 2)
+        torch.testing.assert_close(out, whole[:, first:stop], atol=4e-6, rtol=0)
+        torch.testing.assert_close(lse, whole_lse[:, first:stop], atol=4e-6, rtol=0)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("window", [3, 37, 70])
+@pytest.mark.parametrize("upwards", [False, True])
+def test_tiles_that_reach_back_differently(device: torch.device, window: int, splits: int, upwards: bool) -> None:
+    """A chain: the queries of one tile are deeper than another's, so their windows begin later. Some nodes do not ask.
+
+    `upwards`: the root comes last, so the deepest nodes see the first slots of the tree.
+    """
+    chain = torch.ones(1, 60, 60).tril().bool()
+    chain = chain.mT if upwards else chain
+    case = paged_tools.make_case([70, 33], 60, queries=50, ancestors=chain, kv_heads=1, groups=2, window=window)
+    assert tile_sizes(100, 64, 4)[0] < 100
+    paged_tools.check(case, attend(case, device, splits))
+
+
 @pytest.mark.parametrize("splits", [1, 2, 7, 20])
 def test_splits_also_more_than_there_are_blocks(device: torch.device, splits: int) -> None:
     torch.manual_seed(1)
@@ -108,6 +151,36 @@ def test_a_node_that_sees_nothing_gets_zeros(device: torch.device, splits: int, 
     paged_tools.check(case, result)
 
 
+def test_nodes_far_deeper_than_there_are_nodes(device: torch.device) -> None:
+    """A caller's own depths, under a window: committed tokens behind it are poison in pages that do not exist."""
+    case = paged_tools.make_case([200], 2, ancestors=torch.eye(2).bool()[None], page=1, window=60)
+    rows = replace(case.rows(), depths=torch.full((1, 2), 40, dtype=torch.int32))
+    unseen = case.page_indices[141:181]
+    key_pages, value_pages = case.key_pages.clone(), case.value_pages.clone()
+    key_pages[unseen.long()], value_pages[unseen.long()] = torch.nan, torch.nan
+    case.page_indices[141:181] = paged_tools.NOT_A_PAGE
+    given = (case.query, key_pages, value_pages, rows, case.rule)
+    wanted, wanted_lse = paged_tree_attention(*given, kernel="torch")
+    there = [t.to(device) for t in given[:3]]
+    out, lse = paged_tree_attention_triton(*there, _on(rows, device), case.rule)
+    torch.testing.assert_close(out.cpu(), wanted, atol=2e-5, rtol=0)
+    torch.testing.assert_close(lse.cpu(), wanted_lse, atol=2e-5, rtol=0)
+
+
+def _on(rows: PagedRows, device: torch.device) -> PagedRows:
+    tensors = {
+        name: getattr(rows, name).to(device) for name in ("page_indptr", "page_indices", "lengths", "bitmap", "depths")
+    }
+    return replace(rows, **tensors)
+
+
+def test_the_window_of_a_node_that_does_not_see_itself(device: torch.device) -> None:
+    """Without ancestors its depth counts as -1: it looks one position further back than the root, into another block."""
+    ancestors = torch.tensor([[[True, False], [False, False]]])
+    case = paged_tools.make_case([35], 2, ancestors=ancestors, window=4)
+    paged_tools.check(case, attend(case, device))
+
+
 @pytest.mark.parametrize("cap", [None, 2.0])
 def test_scores_of_any_size(device: torch.device, cap: float | None) -> None:
     """exp of a score must not overflow, nor must a maximum of very negative scores give nothing."""
@@ -125,10 +198,15 @@ def _doubled(case: paged_tools.Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_nothing_is_read_back_and_max_length_is_a_hint(device: torch.device) -> None:
     case = paged_tools.make_case([70, 3], 4, kv_heads=1, groups=2)
-    arguments = moved(case, device).arguments()
+    there = moved(case, device)
+    arguments = there.arguments()
+    plan = paged_tools.planned(there, "triton", device.type)
+    assert (plan.name, plan.reason) == ("triton", "asked for by name")
     with no_readback.NoReadback():
-        out, lse = paged_tree_attention(*arguments, kernel="triton")
-    paged_tools.check(case, (out.cpu(), lse.cpu()))
+        once = paged_tree_attention(*arguments, kernel="triton")
+        again = plan(there.query, there.key_pages, there.value_pages, there.rule)
+    for out, lse in (once, again):
+        paged_tools.check(case, (out.cpu(), lse.cpu()))
     paged_tools.check(case, attend(case, device, max_length=5000))
 
 
