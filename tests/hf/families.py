@@ -281,15 +281,15 @@ SETUPS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(family: str, dtype: torch.dtype = torch.float32) -> Outcome:
+def run(family: str, dtype: torch.dtype = torch.float32, kernel: str = "auto") -> Outcome:
     """Build, generate plainly and with every set-up, compare."""
     start = perf_counter()
-    outcome = _run(family, dtype)
+    outcome = _run(family, dtype, kernel)
     outcome.seconds = perf_counter() - start
     return outcome
 
 
-def _run(family: str, dtype: torch.dtype) -> Outcome:
+def _run(family: str, dtype: torch.dtype, kernel: str) -> Outcome:
     try:
         model = tiny_model(family, dtype)
     except Exception as error:
@@ -300,11 +300,11 @@ def _run(family: str, dtype: torch.dtype) -> Outcome:
     call = dict(max_new_tokens=NEW_TOKENS, do_sample=False)
     outcome, outputs = Outcome(family, "served"), {}
     for name, setup in SETUPS.items():
-        speculator = Speculator(**setup, controller="fixed")
+        speculator = Speculator(**setup, controller="fixed", kernel=kernel)
         try:
             outputs[name] = model.generate(**inputs, **call, assistant=speculator)
         except SpecplugError as error:
-            before = is_verified(model) and forwards
+            before = is_verified(model) and forwards and kernel == "auto"  # pages are tried on the model first
             return Outcome(family, "crashed" if before else "refused", str(error) + (" (too late)" if before else ""))
         except Exception as error:
             return _broken(family, model, {**inputs, **call}, name, error)
@@ -317,7 +317,7 @@ def _run(family: str, dtype: torch.dtype) -> Outcome:
             outcome.status = "wrong"
             outcome.detail = f"{name}: rows equal up to columns {same} of {plain.shape[1]}"
             return outcome
-    outcome.error = tree_error(model, node_forward(model))
+    outcome.error = tree_error(model, node_forward(model, kernel))
     outcome.faults = (tree_error(model, ForgetsMask(model)), tree_error(model, ForgetsPositions(model)))  # type: ignore[arg-type]
     return outcome
 
@@ -337,7 +337,7 @@ class ForgetsMask:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.forward = node_forward(model)
-        self.full_width = self.forward.full_width
+        self.full_width, self.storage = self.forward.full_width, self.forward.storage
 
     def __call__(self, store: Any, step: Any, tokens: Tensor, positions: Tensor) -> Any:
         step._ancestors = torch.ones_like(step._ancestors).tril()

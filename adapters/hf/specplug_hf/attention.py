@@ -19,8 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from specplug import UnsupportedError
+from specplug_hf.paged.step import PagedStep
 from specplug_hf.step import Step
-from specplug_kernels import tree_attention
+from specplug_kernels import ScoreRule, tree_attention
 
 NAME = "specplug"
 
@@ -29,7 +31,7 @@ _UNSERVED = frozenset({"softcap", "s_aux", "position_bias", "sinks", "cache"})
 
 
 class _Current(threading.local):
-    step: Step | None = None
+    step: Step | PagedStep | None = None
     kernel: str = "auto"
     own: bool = False  # the model's own attention must serve (weights were asked for, or ours lacks something)
 
@@ -132,6 +134,8 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: query [B, Hq, n, D], key and value [B, Hkv, T, D] -> ([B, n, Hq, Dv], weights)."""
     step = _current.step
+    if isinstance(step, PagedStep):
+        return step.attend(query, key, value, _rule(query, scaling, kwargs)), None
     if step is None or _current.own or _asks_for_more(kwargs):
         return _own_attention(module, query, key, value, attention_mask, scaling, dropout, step, **kwargs)
     total = key.shape[2]
@@ -139,6 +143,20 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = tree_attention(query, key, value, prefix=prefix, bias=attention_mask, scale=scale, kernel=_current.kernel)
     return out, None
+
+
+def _rule(query: Tensor, scaling: float | None, kwargs: dict[str, Any]) -> ScoreRule:
+    """What a layer tells its attention, as paged kernels take it."""
+    unserved = [name for name in ("position_bias", "cache", "sinks") if kwargs.get(name) is not None]
+    if unserved:
+        raise UnsupportedError(f"Kernels over a paged cache do not serve {', '.join(unserved)}; use kernel='auto'.")
+    sinks = kwargs.get("s_aux")
+    return ScoreRule(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        logit_cap=kwargs.get("softcap"),
+        window=kwargs.get("sliding_window"),
+        sinks=None if sinks is None else sinks.float(),
+    )
 
 
 def _asks_for_more(kwargs: dict[str, Any]) -> bool:
@@ -182,6 +200,9 @@ def mask_forward(*args: Any, mask_function: Any = causal_mask_function, **kwargs
     if step is None:
         own = ALL_MASK_ATTENTION_FUNCTIONS[original_implementation(config)]
         return own(*args, mask_function=mask_function, **kwargs)
+    if isinstance(step, PagedStep):
+        step.patterned |= mask_function is not causal_mask_function
+        return None
     dtype = kwargs.get("dtype") or torch.float32
     if mask_function is causal_mask_function:
         return step.causal_bias(dtype)

@@ -15,7 +15,6 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from specplug.tree import TreeShape, fill_shape
 from specplug_hf.host import HFHost
 from specplug_hf.prefill import keeps_nothing
-from specplug_hf.step import Step
 from specplug_hf.store import KVStore
 from specplug_hf.views import FullView
 
@@ -47,14 +46,14 @@ def _complete_row(host: HFHost, row: int, length: int, missing: int) -> None:
         count = min(missing, BLOCK)
         _forward_block(host, row, store, length, sequence[None, end - 1 : end - 1 + count], end)
         length, end, missing = length + count, end + count, missing - count
-    record.kv = [(k[0, :, :length], v[0, :, :length]) for k, v in zip(store.keys, store.values, strict=True)]
+    record.kv = [(keys[:, :length], values[:, :length]) for keys, values in store.row(0)]
 
 
 def _forward_block(host: HFHost, row: int, store: KVStore, length: int, tokens: Tensor, end: int) -> None:
     """Record what the target says at `tokens` [1, n], the first of which stands at column `end - 1` of the row."""
     shape = TreeShape(tuple(range(-1, tokens.shape[1] - 1)))
     trees = fill_shape(shape, tokens)
-    step = Step(
+    step = store.step(
         FullView(), [length], trees.ancestors, trees.depths, 0, trees.num_nodes,
         shape=shape, full_width=host.forward.full_width, shifts=host.shifts_of(row),
     )  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from specplug import OptionError, UnsupportedError
 from specplug_hf.attention import AttentionSwap
 from specplug_hf.nodes import NodeForward
+from specplug_hf.paged.store import PagedStore
+from specplug_hf.paged.support import AUTO, plan_of
 from specplug_hf.prefill import check_cache
+from specplug_hf.probe import tree_fault
 from specplug_hf.support import (
     check_architecture,
     device_of,
@@ -20,16 +24,34 @@ from specplug_hf.support import (
     unwrapped,
     wants_own_attention,
 )
+from specplug_kernels import available_kernels
+
+logger = logging.getLogger(__name__)
 
 # Checkpoints pad their embeddings to round numbers: Qwen2.5's sizes differ by 0.1 % over one tokenizer.
 _PADDING_SHARE = 0.02
 
 
 def node_forward(model: PreTrainedModel, kernel: str = "auto", own: bool = False) -> NodeForward:
-    """The node forward of `model`. `own`: the model's own attention computes (weights were asked for)."""
+    """The node forward of `model`. `own`: the model's own attention computes (weights were asked for).
+
+    Raises `UnsupportedError` for a kernel that cannot serve the model.
+    """
+    plan = plan_of(model, kernel, weights_wanted=own)
     swap = None
     if takes_registered_attention(model):
-        swap = AttentionSwap(model, kernel, own or wants_own_attention(model))
+        swap = AttentionSwap(
+            model, kernel if kernel in available_kernels() else "auto", own or wants_own_attention(model)
+        )
+    if plan is None:
+        return NodeForward(model, swap)
+    paged = NodeForward(model, swap, partial(PagedStore, kernel=plan))
+    fault = tree_fault(model, paged)
+    if fault is None:
+        return paged
+    if kernel != AUTO:
+        raise UnsupportedError(f"Over a paged cache {type(model).__name__} {fault}; use kernel='auto'.")
+    logger.info("specplug: the cache is not paged: %s %s.", type(model).__name__, fault)
     return NodeForward(model, swap)
 
 

@@ -29,14 +29,15 @@ from specplug_hf.draft import node_forward, prepare_draft
 from specplug_hf.extras import Extras
 from specplug_hf.host import HFHost, Prompt
 from specplug_hf.identity import identity_of
+from specplug_hf.kernels import KERNELS
 from specplug_hf.prefill import check_cache, positions_read, slots_of, take_over
 from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
+from specplug_hf.store import KVStore
 from specplug_hf.support import check_architecture, check_positions, check_request
 from specplug_hf.views import view_of
-from specplug_kernels import available_kernels
 
 SCRATCH = 64  # slots beyond the prompt that a store starts with
 
@@ -118,6 +119,7 @@ class Generation:
             streamer.put(self.input_ids.cpu())
         self.prefill(streamer)
         session = self.speculator.open(self.host)
+        self.host.record([arm.drafter for arm in session.arms])
         try:
             self.first_token()
             with self.model._optimize_model_for_decode(), self.host.held():
@@ -149,8 +151,8 @@ class Generation:
         kernel, seed, rows = self.speculator.kernel, self.speculator.seed, self.input_ids.shape[0]
         if isinstance(seed, Sequence) and len(seed) != rows:
             raise OptionError(f"seed: {len(seed)} seeds for {rows} rows; give one, or one for each row.")
-        if kernel not in available_kernels():
-            raise unknown_name("kernel", kernel, available_kernels())
+        if kernel not in KERNELS:
+            raise unknown_name("kernel", kernel, tuple(KERNELS))
         self.speculator.check(HFHost.capabilities, vocab_size, HFHost.__name__, identity_of(self.model))
         for drafter in self.speculator.drafters:
             if isinstance(drafter, ModelDraft | SelfDraft):
@@ -186,16 +188,18 @@ class Generation:
         mask = self.kwargs.get("attention_mask")
         mask = None if mask is None else mask[:, :columns]
         slots = slots_of(mask)
-        store = take_over(cache, columns, slots, columns + SCRATCH, release=not self.cache_is_users)
         lengths = [columns] * rows if slots is None else (slots >= 0).sum(1).tolist()
         first = [0] * rows if slots is None else (slots >= 0).int().argmax(1).tolist()
+        shifts = _shifts(slots, lengths, first)
+        storage = self.forward.storage if shifts is None else KVStore  # pages know no holes in a prompt
+        store = take_over(cache, columns, slots, columns + SCRATCH, not self.cache_is_users, storage)
         skipped = columns - self.input_ids.shape[1]  # columns that a cache passed in already held
         return Prompt(
             store=store,
             lengths=lengths,
             starts=[max(0, column - max(0, skipped)) for column in first],
             next_position=self._next_position(rows),
-            shifts=_shifts(slots, lengths, first),
+            shifts=shifts,
             columns=columns,
             slots=slots,
         )

@@ -12,17 +12,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specplug import Batch, Commit, Need, Targets, TreeBatch, Verdict
+from specplug.drafters import Drafter
 from specplug.host import DraftRunner
 from specplug.kv_policies import KVPolicy
 from specplug_hf.draft import prepare_draft
 from specplug_hf.extras import Extras
+from specplug_hf.graphs.recording import recorder_of
+from specplug_hf.graphs.rounds import RecordedRounds, recorded_rounds
 from specplug_hf.identity import identity_of, weight_bytes
 from specplug_hf.nodes import NodeForward
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.runners import ModelRunner, SelfRunner
-from specplug_hf.step import Step
 from specplug_hf.store import KVStore
 from specplug_hf.views import FullView
 
@@ -79,6 +81,7 @@ class HFHost:
         self.sampling = seeds is not None
         self._seeds = torch.zeros(len(self.rows), dtype=torch.int64, device=self.device) if seeds is None else seeds
         self.runners: list[Any] = []
+        self.recorded: RecordedRounds | None = None
 
     @property
     def weight_bytes(self) -> float:
@@ -133,28 +136,41 @@ class HFHost:
         self.runners.append(runner)
         return runner
 
+    def record(self, drafters: Sequence[Drafter]) -> None:
+        """Record rounds from now on, the working copies `drafters` among them, where device, model and call allow it."""
+        self.recorded = recorded_rounds(self, recorder_of(self.device))
+        if self.recorded is not None:
+            self.recorded.install(drafters)
+
     def verify(self, batch: Batch, trees: TreeBatch) -> Tensor:
         """Forward all nodes over the whole cache: logits [B, N, V]."""
-        step = Step(
-            FullView(), self.lengths, trees.ancestors, trees.depths, 0, trees.num_nodes,
-            shape=trees.shape, full_width=self.forward.full_width, shifts=self.shifts,
-        )  # fmt: skip
-        output = self.forward(
-            self.store,
-            step,
-            trees.tokens,
-            self.node_positions(0, trees.depths),
-            **self.extras.for_nodes(self.rows, trees.num_nodes),
-            **self.records.forward_flags,
-        )
+        if self.recorded is not None:
+            logits = self.recorded.verify(batch, trees)
+            if logits is not None:
+                return logits
+        output = self.read(batch.lengths, trees)
         columns = self.attention_columns(self.rows, self.lengths, trees) if self.records.attentions else None
         self.records.keep_forward(output, columns)
         return output.logits
 
-    def node_positions(self, ahead: int, depths: Tensor | None) -> Tensor:
-        """Position ids of nodes `depths` [n] or [B or 1, n] below the token `ahead` of each row's cached ones: [B, n]."""
-        lengths = torch.tensor(self.lengths, device=self.device) + ahead
-        base = (self._position_offset + lengths)[..., None]
+    def read(self, lengths: Tensor, trees: TreeBatch, **layout: Any) -> Any:
+        """The model's output at all nodes. `lengths` [B] int64: of the rows, on the device; `layout`: see the store's step."""
+        step = self.store.step(
+            FullView(), self.lengths, trees.ancestors, trees.depths, 0, trees.num_nodes,
+            shape=trees.shape, full_width=self.forward.full_width, shifts=self.shifts, **layout,
+        )  # fmt: skip
+        return self.forward(
+            self.store,
+            step,
+            trees.tokens,
+            self.node_positions(lengths, trees.depths),
+            **self.extras.for_nodes(self.rows, trees.num_nodes),
+            **self.records.forward_flags,
+        )
+
+    def node_positions(self, places: Tensor, depths: Tensor | None) -> Tensor:
+        """Position ids of nodes `depths` [n] or [B or 1, n] below the tokens at `places` [B] in the cache: [B, n]."""
+        base = (self._position_offset + places)[..., None]
         return base if depths is None else base + depths
 
     def distributions(self, batch: Batch, logits: Tensor, trees: TreeBatch) -> Targets:

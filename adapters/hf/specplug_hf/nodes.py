@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from specplug_hf.attention import AttentionSwap
 from specplug_hf.step import Step
-from specplug_hf.store import KVStore
-from specplug_kernels import write_kv
+from specplug_hf.store import KVStore, LayerKV
+
+Storage = Callable[[Sequence[LayerKV], int], KVStore]
 
 
 class NodeCache(Cache):
@@ -22,19 +23,11 @@ class NodeCache(Cache):
     def __init__(self, store: KVStore, step: Step) -> None:
         super().__init__(layers=[])
         self._store, self._step = store, step
-        self._write: dict[torch.device, Any] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        keys, values = self._store.keys[layer_idx], self._store.values[layer_idx]
-        slots = self._step.write
-        if isinstance(slots, Tensor) and slots.device != keys.device:
-            slots = self._write.setdefault(keys.device, slots.to(keys.device))
-        write_kv(keys, key_states, slots)
-        write_kv(values, value_states, slots)
-        total = self._step.total
-        return keys[:, :, :total], values[:, :, :total]
+        return self._store.write(layer_idx, key_states, value_states, self._step)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._step.total - self._step.num_new
@@ -54,10 +47,11 @@ class NodeForward:
     """Runs tree nodes through `model`. The model is left as it was found, also after an exception.
 
     `swap` None: the model does not take a registered attention; it gets a 4-D additive mask of the whole width.
+    `storage`: makes the stores that it runs over, of a prompt's layers and a capacity.
     """
 
-    def __init__(self, model: PreTrainedModel, swap: AttentionSwap | None) -> None:
-        self.model, self.swap = model, swap
+    def __init__(self, model: PreTrainedModel, swap: AttentionSwap | None, storage: Storage = KVStore) -> None:
+        self.model, self.swap, self.storage = model, swap, storage
         self.forwards = 0
         self._limit: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         parameters = inspect.signature(model.forward).parameters
@@ -78,7 +72,7 @@ class NodeForward:
         """Forward `tokens` [B, n] at `positions` [B, n] (or [k, B, n]); their KV goes where `step` says."""
         store.reserve(step.total)
         self.forwards += 1
-        if self._limit is not None and step.columns > self._limit:
+        if self._limit is not None and (step.columns > self._limit or step.replayed):
             # nodes beyond the model's last position cannot be accepted, but a table of positions must not be left
             positions = positions.clamp(max=self._limit - 1)
         inputs = dict(
@@ -87,4 +81,6 @@ class NodeForward:
         if self.swap is None:
             return self.model(attention_mask=step.causal_bias(self.model.dtype), **inputs)
         with self.swap(step):
-            return self.model(**inputs)
+            output = self.model(**inputs)
+        step.check()
+        return output

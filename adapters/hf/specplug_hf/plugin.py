@@ -46,27 +46,25 @@ def specplug_register_adapters(register: Register) -> None:
     register("hf", TransformersAdapter)
 
 
-def _kernel(name: str) -> Callable[[], str]:
+def _kernel(name: str, what: str) -> Callable[[], str]:
     def kernel() -> str:
         return name
 
-    kernel.__doc__ = (
-        "Tree attention chosen by shape and device." if name == "auto" else f"Tree attention {name!r}, always."
-    )
+    kernel.__doc__ = what
     return kernel
 
 
 @hookimpl
 def specplug_register_kernels(register: Register) -> None:
-    from specplug_kernels import available_kernels  # noqa: PLC0415  (not at `import specplug`)
+    from specplug_hf.kernels import KERNELS  # noqa: PLC0415  (not at `import specplug`)
 
-    for name in available_kernels():
-        register(name, _kernel(name))
+    for name, what in KERNELS.items():
+        register(name, _kernel(name, what))
 
 
 @hookimpl
 def specplug_register_commands(register: Register) -> None:
-    for name in ("demo", "bench", "calibrate", "trace"):
+    for name in ("demo", "bench", "calibrate", "roofline", "trace"):
         register(name, importlib.import_module(f"specplug_hf.commands.{name}").add_parser)
 
 

@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from specplug import UnsupportedError
+from specplug_hf.nodes import Storage
 from specplug_hf.store import KVStore, LayerKV
 from specplug_hf.views import RingView
 
@@ -57,9 +58,11 @@ def slots_of(mask: Tensor | None) -> Tensor | None:
     return torch.where(visible, visible.long().cumsum(-1) - 1, -1)
 
 
-def take_over(cache: Cache, columns: int, slots: Tensor | None, capacity: int, release: bool) -> KVStore:
+def take_over(
+    cache: Cache, columns: int, slots: Tensor | None, capacity: int, release: bool, storage: Storage = KVStore
+) -> KVStore:
     """Copy what `cache` holds of `columns` columns into a new store; `release` frees each layer's own copy on the way."""
-    store = KVStore(layer_kv(cache), capacity)
+    store = storage(layer_kv(cache), capacity)
     for index, layer in enumerate(cache.layers):
         if keeps_nothing(layer):
             continue
@@ -106,7 +109,9 @@ class PrefillRows:
         return tokens, mask.to(self.history.device)
 
 
-def prefill_rows(model: PreTrainedModel, rows: PrefillRows, ring: RingView | None, slack: int) -> KVStore:
+def prefill_rows(
+    model: PreTrainedModel, rows: PrefillRows, ring: RingView | None, slack: int, storage: Storage = KVStore
+) -> KVStore:
     """Read `rows` with `model` and return its store: slot = rank of the token, or the ring's slots."""
     tokens, mask = rows.left_padded()
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -119,7 +124,7 @@ def prefill_rows(model: PreTrainedModel, rows: PrefillRows, ring: RingView | Non
     slots = slots_of(mask)
     width = tokens.shape[1]
     if ring is None:
-        return take_over(cache, width, slots, width + slack, release=True)
+        return take_over(cache, width, slots, width + slack, release=True, storage=storage)
     place = torch.arange(width, device=tokens.device).expand(len(tokens), -1) if slots is None else slots
     lengths = torch.tensor(rows.counts, device=tokens.device)[:, None]
     kept = (place >= 0) & ((place < ring.sink) | (place >= lengths - ring.window))

@@ -18,7 +18,7 @@ from specplug import UnsupportedError
 from specplug.tree import TreeShape, shape_tensors
 from specplug_hf.nodes import NodeForward
 from specplug_hf.prefill import check_cache, slots_of, take_over
-from specplug_hf.step import Step
+from specplug_hf.store import KVStore
 from specplug_hf.support import device_of, is_half
 from specplug_hf.views import FullView
 
@@ -51,18 +51,24 @@ _lock = threading.Lock()
 def check_trees(model: PreTrainedModel, forward: NodeForward) -> None:
     """Raise `UnsupportedError` if `model` reads a tree otherwise than path by path.
 
-    Costs five forwards of a few tokens, once a model object and attention implementation; nothing for a verified family.
-    Draws no random numbers.
+    Costs five forwards of a few tokens, once a model object and attention implementation; nothing for a verified family, nor
+    over pages, where `node_forward` has looked already. Draws no random numbers.
     """
-    if is_verified(model):
+    if is_verified(model) or forward.storage is not KVStore:
         return
-    key = (model.config._attn_implementation, model.dtype, forward.full_width)
+    cause = tree_fault(model, forward)
+    if cause is not None:
+        raise UnsupportedError(f"{type(model).__name__} {cause}; generate without assistant=.")
+
+
+def tree_fault(model: PreTrainedModel, forward: NodeForward) -> str | None:
+    """In what way `forward` reads a tree otherwise than path by path, or None. Looked at once, see `check_trees`."""
+    key = (model.config._attn_implementation, model.dtype, forward.full_width, forward.storage is not KVStore)
     with _lock:
         known = _causes.setdefault(model, {})
     if key not in known:
         known[key] = _cause(model, forward)
-    if known[key] is not None:
-        raise UnsupportedError(f"{type(model).__name__} {known[key]}; generate without assistant=.")
+    return known[key]
 
 
 def is_verified(model: PreTrainedModel) -> bool:
@@ -74,8 +80,12 @@ def _cause(model: PreTrainedModel, forward: NodeForward) -> str | None:
     """What is wrong, or None."""
     try:
         error = tree_error(model, forward)
-    except (UnsupportedError, torch.cuda.OutOfMemoryError):
+    except torch.cuda.OutOfMemoryError:
         raise
+    except UnsupportedError as refusal:
+        if forward.storage is KVStore:
+            raise
+        return f"cannot read a token tree ({refusal})"
     except Exception as failure:
         return f"cannot read a token tree ({type(failure).__name__}: {failure})"
     if error <= (_TOLERANCE_HALF if is_half(model.dtype) else _TOLERANCE):
@@ -123,10 +133,10 @@ def _tree_logits(
     model: PreTrainedModel, forward: NodeForward, cache: DynamicCache, nodes: Tensor, mask: Tensor
 ) -> Tensor:
     """Logits [2, N, V] of the tree below the prompt in `cache`, which is left as it is."""
-    store = take_over(cache, _PROMPT, slots_of(mask), _PROMPT + _TREE.num_nodes, release=False)
+    store = take_over(cache, _PROMPT, slots_of(mask), _PROMPT + _TREE.num_nodes, False, forward.storage)
     lengths: list[int] = mask.sum(1).tolist()
     derived = shape_tensors(_TREE, nodes.device)
-    step = Step(
+    step = store.step(
         FullView(), lengths, derived.ancestors[None], derived.depths[None], 0, _TREE.num_nodes,
         full_width=forward.full_width,
     )  # fmt: skip

@@ -110,8 +110,7 @@ class Records:
             place = host.rows.index(row)
             length = host.lengths[place]
             self.rows[row].kv = [
-                (keys[place, :, :length].clone(), values[place, :, :length].clone())
-                for keys, values in zip(host.store.keys, host.store.values, strict=True)
+                (keys[:, :length].clone(), values[:, :length].clone()) for keys, values in host.store.row(place)
             ]
 
     def _stack(self, name: str, steps: int) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from specplug.kv_policies import KVPolicy
 from specplug.tree import shape_levels, shape_tensors
 from specplug_hf.identity import name_of
 from specplug_hf.nodes import NodeForward
+from specplug_hf.paged.store import PagedStore
 from specplug_hf.prefill import PrefillRows, prefill_rows
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
@@ -49,8 +50,11 @@ def _below_root(shape: TreeShape, device: torch.device) -> _BelowRoot:
 class _Runner:
     """What both have in common: the root's forward, then level by level. `lengths`: tokens this runner has read."""
 
-    def __init__(self, forward: NodeForward, view: View) -> None:
+    def __init__(self, forward: NodeForward, view: View, paged: bool) -> None:
         self.forward, self.view = forward, view
+        self._selection = view if paged and isinstance(view, RingView) else None
+        if self._selection is not None:  # a page table selects; nothing is laid out anew
+            self.view = FullView()
         self.store: KVStore
         self.lengths: list[int] = []
         self._shape: TreeShape
@@ -81,13 +85,19 @@ class _Runner:
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def _step(self, ancestors: Tensor, depths: Tensor, start: int, stop: int, shape: TreeShape | None = None) -> Step:
-        return Step(
+        return self.store.step(
             self.view, self.lengths, ancestors, depths, start, stop,
             shape=shape, skip_root=shape is not None, full_width=self.forward.full_width, shifts=self._shifts(),
+            **self._layout,
         )  # fmt: skip
 
     def _shifts(self) -> Tensor | None:
         return None
+
+    @property
+    def _layout(self) -> dict[str, Any]:
+        """What a store's step takes besides."""
+        return {} if self._selection is None else {"selection": self._selection}
 
     def _extras(self, count: int) -> dict[str, Any]:
         """Further inputs of `count` nodes a row."""
@@ -113,9 +123,11 @@ class SelfRunner(_Runner):
     """The target itself. With a ring, committed KV is copied from the target's store as it is committed, no more."""
 
     def __init__(self, host: Any, policy: KVPolicy) -> None:
-        super().__init__(host.forward, view_of(policy))
+        super().__init__(host.forward, view_of(policy), isinstance(host.store, PagedStore))
         self.host = host
         self.vocab_size = host.vocab_size
+        self.recording = False  # what runs is recorded, and will be replayed for longer texts (graphs/)
+        self._places: Tensor  # tokens of each row in the target's cache [B], on the device
         self._copied: list[int] = []  # positions [0, copied) of each row are in the ring, as far as it holds them
 
     def unread(self, batch: Batch) -> int:
@@ -124,13 +136,15 @@ class SelfRunner(_Runner):
 
     def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
         """Take over what was committed, then read the root; see DraftRunner."""
-        self._shape = shape
+        self._shape, self._places = shape, batch.lengths
         self.lengths = list(self.host.lengths)
         if isinstance(self.view, RingView):
             self._sync(self.view)
         else:
             self.store = self.host.store
-        return self._run_chain(batch.roots[:, None], [1] * batch.num_rows, self.host.node_positions(0, None))
+        return self._run_chain(
+            batch.roots[:, None], [1] * batch.num_rows, self.host.node_positions(batch.lengths, None)
+        )
 
     def _sync(self, ring: RingView) -> None:
         if not self._copied:
@@ -152,10 +166,18 @@ class SelfRunner(_Runner):
         self.store.copy_from(self.host.store, positions, ring.slots(positions))
 
     def _positions(self, depths: Tensor) -> Tensor:
-        return self.host.node_positions(1, depths)
+        return self.host.node_positions(self._places + 1, depths)
 
     def _shifts(self) -> Tensor | None:
         return self.host.shifts
+
+    @property
+    def _layout(self) -> dict[str, Any]:
+        if self._selection is None:
+            return {}
+        root_read = self.lengths[0] > self.host.lengths[0]
+        places = self._places + 1 if root_read else self._places
+        return {"selection": self._selection, "places": places, "replayed": self.recording}
 
     def _extras(self, count: int) -> dict[str, Any]:
         return self.host.extras.for_nodes(self.host.rows, count)
@@ -174,7 +196,7 @@ class ModelRunner(_Runner):
     """Another model. Accepted nodes' KV is kept, so a round reads only the tokens it has not seen: one or two."""
 
     def __init__(self, host: Any, forward: NodeForward, policy: KVPolicy) -> None:
-        super().__init__(forward, view_of(policy))
+        super().__init__(forward, view_of(policy), forward.storage is not KVStore)
         self.host = host
         self.device = device_of(forward.model)
         self.identity = name_of(forward.model)
@@ -203,7 +225,7 @@ class ModelRunner(_Runner):
         assert batch.history is not None
         rows = PrefillRows(batch.history.to(self.device), starts, counts)
         ring = self.view if isinstance(self.view, RingView) else None
-        self.store = prefill_rows(self.forward.model, rows, ring, SLACK)
+        self.store = prefill_rows(self.forward.model, rows, ring, SLACK, self.forward.storage)
         self.lengths = list(counts)
 
     def _catch_up(self, history: Tensor, starts: list[int], counts: list[int]) -> Tensor:

@@ -22,6 +22,8 @@ class Step:
     `ancestors` [B or 1, >= stop, >= stop] bool, `depths` [B or 1, >= stop] (depth 0 stands at column `lengths`).
     """
 
+    replayed = False  # a forward over rows of their own lengths is never recorded
+
     def __init__(
         self,
         view: View,
@@ -47,12 +49,24 @@ class Step:
         self._shifts = shifts
         self._uniform = len(set(self.fills)) == 1 and len(set(self.bases)) == 1
         self._masks: dict[object, Tensor | None] = {}
+        self._writes: dict[torch.device, Tensor] = {}
         if self._uniform:
             self.write: int | Tensor = self.bases[0] + start
         else:
             self.write = torch.tensor(self.bases, device=self.device)[:, None] + torch.arange(
                 start, stop, device=self.device
             )
+
+    def write_on(self, device: torch.device) -> int | Tensor:
+        """The slots that the nodes are written to, as an index on `device`: the first of all rows', or each one's [B, n]."""
+        if isinstance(self.write, int) or self.write.device == device:
+            return self.write
+        if device not in self._writes:
+            self._writes[device] = self.write.to(device)
+        return self._writes[device]
+
+    def check(self) -> None:
+        """Nothing can be wrong once a forward has run: its masks were ours."""
 
     @property
     def num_new(self) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from specplug_kernels import commit_kv
+from specplug_hf.step import Step
+from specplug_hf.views import View
+from specplug_kernels import commit_kv, write_kv
 
 LayerKV = tuple[Tensor, Tensor]  # keys [B, H, n, D], values [B, H, n, Dv]
 
@@ -25,7 +28,8 @@ class _Group:
 class KVStore:
     """Storage only: which slot holds what is the views' business (views.py).
 
-    Slots nobody wrote hold zeros: a masked slot's value is multiplied by zero, which NaN would survive.
+    Slots nobody wrote hold zeros: a masked slot's value is multiplied by zero, which NaN would survive. A forward's step and
+    what it writes go through here: how a slot is found is the layout's business (paged_store.py has another).
     """
 
     def __init__(self, prompt: Sequence[LayerKV], capacity: int) -> None:
@@ -40,10 +44,15 @@ class KVStore:
             by_shape.setdefault(kind, []).append(layer)
         for layers in by_shape.values():
             keys, values = prompt[layers[0]]
+            shape = (len(layers), *keys.shape[:2], capacity)
             self._groups.append(
-                _Group(layers, _zeros(len(layers), keys, capacity), _zeros(len(layers), values, capacity))
+                _Group(layers, *(self._zeros(part, (*shape, part.shape[3])) for part in (keys, values)))
             )
         self._refresh()
+
+    def _zeros(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[layers, B, H, capacity, D], however that lies in memory."""
+        return like.new_zeros(shape)
 
     def _refresh(self) -> None:
         self.keys: list[Tensor] = [torch.empty(0)] * self.num_layers
@@ -82,10 +91,31 @@ class KVStore:
             return
         capacity = max(slots, 2 * self.capacity)
         for group in self._groups:
-            group.keys = _grown(group.keys, capacity)
-            group.values = _grown(group.values, capacity)
+            group.keys = self._grown(group.keys, capacity)
+            group.values = self._grown(group.values, capacity)
         self.capacity = capacity
         self._refresh()
+
+    def _grown(self, old: Tensor, capacity: int) -> Tensor:
+        new = self._zeros(old, (*old.shape[:3], capacity, old.shape[4]))
+        new[:, :, :, : old.shape[3]] = old
+        return new
+
+    def row(self, place: int) -> list[LayerKV]:
+        """Every layer's keys [H, capacity, D] and values [H, capacity, Dv] of the row at `place` in the batch: views."""
+        return [(keys[place], values[place]) for keys, values in zip(self.keys, self.values, strict=True)]
+
+    def step(self, view: View, lengths: list[int], *nodes: Any, **layout: Any) -> Step:
+        """What a forward of tree nodes sees and where it writes: the arguments of `Step`."""
+        return Step(view, lengths, *nodes, **layout)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, step: Step) -> LayerKV:
+        """Put the nodes' `keys`, `values` [B, H, n, D] where `step` says; what attention reads then: [B, H, total, D]."""
+        mine = self.keys[layer], self.values[layer]
+        slots = step.write_on(mine[0].device)
+        write_kv(mine[0], keys, slots)
+        write_kv(mine[1], values, slots)
+        return mine[0][:, :, : step.total], mine[1][:, :, : step.total]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy slots `source` to `target`, both [B, m] int64, in every layer; all is read before anything is written."""
@@ -102,7 +132,7 @@ class KVStore:
 
     def like(self, capacity: int) -> KVStore:
         """An empty store of the same layers and rows."""
-        return KVStore(list(zip(self.keys, self.values, strict=True)), capacity)
+        return type(self)(list(zip(self.keys, self.values, strict=True)), capacity)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only the batch rows `rows` (ascending), in place: a row moves down over one that left."""
@@ -116,13 +146,3 @@ class KVStore:
             group.keys = group.keys[:, : self.num_rows]
             group.values = group.values[:, : self.num_rows]
         self._refresh()
-
-
-def _zeros(layers: int, like: Tensor, capacity: int) -> Tensor:
-    return like.new_zeros((layers, like.shape[0], like.shape[1], capacity, like.shape[3]))
-
-
-def _grown(old: Tensor, capacity: int) -> Tensor:
-    new = old.new_zeros((*old.shape[:3], capacity, old.shape[4]))
-    new[:, :, :, : old.shape[3]] = old
-    return new

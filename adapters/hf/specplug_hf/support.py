@@ -19,7 +19,7 @@ _PECULIAR = {
     "git": "keeps image tokens in its cache that its mask does not count",
     "mllama_text_model": "has layers that attend to an image's own keys and values, which a tree cannot share",
 }
-_BUILDS_ON_MASK = {"doge"}
+BUILDS_ON_MASK = {"doge"}
 # By model type: the option that says up to which length a model attends to all that its mask shows.
 _DEPARTS_BEYOND = {"moshi": "sliding_window", "doge": "keep_window_size"}
 
@@ -76,7 +76,7 @@ def takes_registered_attention(model: PreTrainedModel) -> bool:
 def wants_own_attention(model: PreTrainedModel) -> bool:
     """Whether the model's attention needs something that ours lacks (soft-capping, sinks): its own then computes."""
     config = model.config.get_text_config(decoder=True)
-    if getattr(config, "attn_logit_softcapping", None) or config.model_type in _BUILDS_ON_MASK:
+    if getattr(config, "attn_logit_softcapping", None) or config.model_type in BUILDS_ON_MASK:
         return True
     return any(name.rsplit(".", 1)[-1] in ("sinks", "sink") for name, _ in model.named_parameters())
 

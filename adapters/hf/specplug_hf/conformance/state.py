@@ -24,9 +24,8 @@ class HFState:
 
     def cached(self, row: Hashable) -> list[Tensor]:
         place = self.host.rows.index(row)  # type: ignore[arg-type]
-        length, store = self.host.lengths[place], self.host.store
-        layers = zip(store.keys, store.values, strict=True)
-        return [by_token(part[place, :, :length]) for layer in layers for part in layer]
+        length = self.host.lengths[place]
+        return [by_token(part[:, :length]) for layer in self.host.store.row(place) for part in layer]
 
     def draft_reads(self, row: Hashable) -> int | None:
         return None

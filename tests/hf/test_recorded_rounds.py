@@ -1,0 +1,155 @@
+"""Recorded drafts and verifies, with a stand-in for CUDA graphs (recorded_ops.py): replays change nothing."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from generate_tools import Models, disturbed, prompt, same, tiny
+from recorded_ops import RecordedOps
+
+from specplug import Speculator
+from specplug.kv_policies import Streaming
+from specplug_hf import host
+from specplug_hf.generation import prepare
+from specplug_hf.graphs import Graphs, recorder_of
+from specplug_hf.graphs.graphs import WORTH
+from specplug_hf.paged.store import PAGE
+
+NEW = 40
+SELF = {"drafter": "self", "kv_policy": Streaming(2, 5)}
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    target = tiny(dtype="float64")
+    return Models(target, disturbed(target, 0.05), target)
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "recorder_of", lambda device: RecordedOps)
+
+
+def speculated(models: Models, spec: Speculator, **call: Any) -> tuple[Any, Any]:
+    """The output, and the host's recordings with the `kinds` that there ever were."""
+    found: list[Any] = []
+    kinds: set[str] = set()
+
+    def watched(model: Any, input_ids: Any, **rest: Any) -> Any:
+        generation = prepare(model, input_ids, spec, **rest)
+        for _ in generation.rounds():
+            found[:] = [generation.host.recorded]
+            if found[0] is not None:
+                kinds.update(kind[0] for kind, _ in found[0].graphs._recorded)
+                found[0].kinds = kinds
+        return generation.finish()
+
+    return models.target.generate(**call, custom_generate=watched), found[0]
+
+
+@pytest.mark.parametrize("tree", ["chain:length=3", "sequoia:size=7,depth=3", "dynamic:size=5,depth=3"])
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_replays_change_nothing(models: Models, recording: None, tree: str, sampled: bool) -> None:
+    call = {**prompt(3, "left"), "max_new_tokens": NEW, "do_sample": sampled}
+    if sampled and tree.startswith("dynamic"):
+        call["temperature"] = 0.7
+    setup = {**SELF, "tree": tree, "controller": "fixed", "seed": 5}
+    eager = models.target.generate(**call, assistant=Speculator(**setup))
+    ours, recorded = speculated(models, Speculator(kernel="paged", **setup), **call)
+    same(ours, eager)
+    if not sampled:
+        same(ours, models.target.generate(**call))
+    assert recorded.graphs.replays > 8 and recorded.kinds == {"draft", "verify"}
+
+
+def test_a_verify_is_replayed_for_any_drafter(models: Models, recording: None) -> None:
+    call = {**prompt(2), "max_new_tokens": NEW}
+    spec = Speculator(
+        drafter="model", draft_model=models.draft, tree="chain:length=2", controller="fixed", kernel="paged"
+    )
+    ours, recorded = speculated(models, spec, **call)
+    same(ours, models.target.generate(**call))
+    assert recorded.kinds == {"verify"} and recorded.graphs.replays > 2
+
+
+def test_rows_that_leave_and_pages_that_grow_begin_new_recordings(models: Models, recording: None) -> None:
+    call = {**prompt(4), "max_new_tokens": 3 * PAGE}
+    plain = models.target.generate(**prompt(4), max_new_tokens=30)
+    call["eos_token_id"] = [int(plain[0, 20]), int(plain[1, 35])]
+    ours, recorded = speculated(
+        models, Speculator(kernel="paged", **SELF, tree="chain:length=3", controller="fixed"), **call
+    )
+    same(ours, models.target.generate(**call))
+    assert recorded.graphs.replays > 4
+
+
+def test_the_last_position_of_the_model_is_not_left(recording: None) -> None:
+    target = tiny(dtype="float64", max_position_embeddings=64)
+    models = Models(target, target, target)
+    call = {**prompt(2), "max_new_tokens": 64 - prompt(2)["input_ids"].shape[1]}
+    ours, recorded = speculated(
+        models, Speculator(kernel="paged", **SELF, tree="chain:length=5", controller="fixed"), **call
+    )
+    same(ours, target.generate(**call))
+    assert recorded.graphs.replays
+
+
+def test_what_cannot_be_recorded_runs_eagerly_and_says_so_once(models: Models, monkeypatch: Any, caplog: Any) -> None:
+    def refuses(function: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(host, "recorder_of", lambda device: refuses)
+    call = {**prompt(2), "max_new_tokens": NEW}
+    with caplog.at_level(logging.WARNING, logger="specplug_hf"):
+        ours, recorded = speculated(
+            models, Speculator(kernel="paged", **SELF, tree="chain:length=3", controller="fixed"), **call
+        )
+    same(ours, models.target.generate(**call))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("not permitted when stream is capturing" in line for line in said)
+    assert not recorded.graphs.replays
+
+
+@pytest.mark.parametrize("asked", [{"kernel": "auto"}, {"kernel": "paged", "hidden": True}])
+def test_other_calls_run_eagerly(models: Models, recording: None, asked: dict[str, Any], caplog: Any) -> None:
+    call = {**prompt(2), "max_new_tokens": 12}
+    if asked.get("hidden"):
+        call |= {"return_dict_in_generate": True, "output_hidden_states": True}
+    with caplog.at_level(logging.INFO, logger="specplug_hf"):
+        _, recorded = speculated(models, Speculator(kernel=asked["kernel"], **SELF), **call)
+    assert recorded is None
+    assert "rounds run eagerly" in caplog.text
+
+
+def test_nothing_is_recorded_without_a_gpu() -> None:
+    assert recorder_of(torch.device("cpu")) is None
+
+
+def test_a_kind_is_recorded_once_it_has_been_seen_a_few_times() -> None:
+    graphs, runs = Graphs(RecordedOps), []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        runs.append(1)
+        return x * 2
+
+    x = torch.arange(3.0)
+    for use in range(WORTH + 3):
+        result = graphs.run("double", (x + use,), double)
+        if use < WORTH:
+            assert result is None
+        else:
+            assert torch.equal(result, 2 * (x + use))
+    assert graphs.replays == 3 and len(runs) == 2  # once to warm up, once recorded
+    assert graphs.run("double", (torch.arange(4.0),), double) is None  # of another shape
+    graphs.forget()
+    assert graphs.run("double", (x,), double) is None
+
+
+def test_the_stand_in_refuses_what_a_capture_refuses() -> None:
+    x = torch.arange(3.0)
+    for function in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: torch.tensor([1, 2]) + 1):
+        with pytest.raises(RuntimeError, match=r"waits for the device|copy from the host"):
+            RecordedOps(function)
