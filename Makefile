@@ -6,6 +6,7 @@
 #   make conformance the conformance suite on everything built in, thoroughly
 #   make bench       every case of the goals, measured
 #   make bench-sglang SPECPLUG servers beside the same server plain, on a CPU
+#   make gpu         everything that needs a GPU, in nine minutes (docs/gpu.md); PYTHON=... runs it, nothing is installed
 #   make serve       SGLang's server on a CPU with the built-in pair and specplug; PORT, SPECPLUG_CONFIG, SERVE_ARGS
 #
 # PYTHON=... chooses the interpreter, VENV=... the environment's folder, ARGS=... goes to the command.
@@ -16,6 +17,8 @@ VENV ?= .venv
 SGLANG_VENV ?= .venv-sglang
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= 2
+GPU_OUT ?= build/gpu
+GPU_SECONDS ?= 540
 ARGS ?=
 DEMO := adapters/hf/specplug_hf/demo
 
@@ -27,7 +30,7 @@ SGLANG_PIP := $(SGLANG_PY) -m pip --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 SGLANG_CPU := $(OFFLINE) SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests/sglang/standins
 
-.PHONY: demo test test-hf test-sglang test-full serve bench-sglang conformance lint format bench plugins wheel clean help
+.PHONY: demo test test-hf test-sglang test-full serve bench-sglang gpu conformance lint format bench plugins wheel clean help
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -58,6 +61,10 @@ bench-sglang: $(SGLANG_VENV)/.specplug
 	$(SGLANG_CPU) $(SGLANG_VENV)/bin/specplug bench --adapter sglang \
 		--model $(DEMO)/target --draft $(DEMO)/draft --texts $(DEMO)/prompts --server-args "--device cpu --dtype float32 --attention-backend torch_native \
 		--sampling-backend pytorch --disable-cuda-graph --mem-fraction-static 0.2 --max-total-tokens 16384 --max-running-requests 16" $(ARGS)
+
+# With PYTHON itself, whose torch must see the GPU: a bare machine may have no network to set up an environment from.
+gpu:
+	@$(PYTHON) tests/gpu/everything.py --out $(GPU_OUT) --seconds $(GPU_SECONDS) $(ARGS)
 
 serve: $(SGLANG_VENV)/.specplug
 	@exec $(SGLANG_PY) tests/sglang/serve.py

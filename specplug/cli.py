@@ -14,6 +14,7 @@ EXTRAS = {
     "demo": "hf",
     "bench": "hf",
     "calibrate": "hf",
+    "roofline": "hf",
     "trace": "hf",
     "bench-sglang": "sglang",
     "conformance": "conformance",

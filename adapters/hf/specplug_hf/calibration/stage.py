@@ -15,6 +15,7 @@ from specplug.controllers.base import Plan
 from specplug.drafters import Drafter, NoDraft
 from specplug.host import Batch, Host
 from specplug.session import Session
+from specplug.speculator import AUTO
 from specplug.tree import ROOT_ONLY
 from specplug_hf.commands.batches import PromptBatch
 from specplug_hf.commands.models import Models
@@ -30,12 +31,19 @@ class Script(Controller):
     def __init__(self) -> None:
         self.arms: tuple[Arm, ...] = ()
         self.told = (NOBODY, ROOT_ONLY)
+        self.awaited: torch.device | None = None  # a device that every draft waits for, from the first round on
 
     def open(self, arms: Sequence[Arm], host: Host, memory: Memory) -> Script:
         self.arms = tuple(arms)
         return self
 
     def plan(self, batch: Batch) -> Plan:
+        if (
+            self.awaited is not None
+        ):  # by now the drafts are what they will be: one that is recorded must not wait inside
+            for arm in self.arms:
+                arm.drafter.draft = _waiting(arm.drafter.draft, self.awaited)  # type: ignore[method-assign]
+            self.awaited = None
         place, shape = self.told
         return Plan(self.arms[place], shape)
 
@@ -45,19 +53,25 @@ class _Scripted(Speculator):
 
     cast: Sequence[Drafter]
     script: Script
+    waits: bool
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
         return tuple(self.cast)
 
     def open(self, host: Host) -> Session:
-        """Arms in the order of `cast`, behind plain decoding; on a device that runs behind our back each part waits for it."""
+        """Arms in the order of `cast`, behind plain decoding; on a device that runs behind our back each part waits for it,
+        unless told otherwise."""
         opened = [drafter.open(host) for drafter in (NoDraft(), *self.cast)]
-        if host.device.type != "cpu":
+        if self.waits and _runs_behind(host.device):
             host.verify = _waiting(host.verify, host.device)  # type: ignore[method-assign]
-            for drafter in opened:
-                drafter.draft = _waiting(drafter.draft, host.device)  # type: ignore[method-assign]
+            self.script.awaited = host.device
         return Session(host, [Arm(d.key, d, ROOT_ONLY) for d in opened], self.script, Memory())
+
+
+def _runs_behind(device: torch.device) -> bool:
+    """Whether a call returns before its work is done."""
+    return device.type != "cpu"
 
 
 def _waiting(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -102,11 +116,16 @@ def perform(
     new_tokens: int,
     play: Callable[[Stage], None],
     sampling: bool = False,
+    kernel: str = AUTO,
+    waits: bool = True,
 ) -> None:
-    """Hand `play` a stage on which `cast` may draft for `batch`, whose rows may take `new_tokens` each."""
+    """Hand `play` a stage on which `cast` may draft for `batch`, whose rows may take `new_tokens` each.
+
+    `kernel` as in `Speculator`. `waits`: each part of a round waits for the device, so that its time is its own.
+    """
     script = Script()
-    speculator = _Scripted(drafter=cast[0], controller=script, seed=0)
-    speculator.cast, speculator.script = cast, script
+    speculator = _Scripted(drafter=cast[0], controller=script, seed=0, kernel=kernel)
+    speculator.cast, speculator.script, speculator.waits = cast, script, waits
 
     def decode(model: Any, input_ids: Tensor, **call: Any) -> Tensor:
         generation = prepare(model, input_ids, speculator, **call)

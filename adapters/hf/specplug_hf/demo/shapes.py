@@ -13,13 +13,14 @@ POSITIONS = 16384
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama's size: layers, hidden width, inner width of the MLP, query heads, key-value heads."""
+    """A Llama's size: layers, hidden width, inner width of the MLP, query heads, key-value heads, positions."""
 
     layers: int
     hidden: int
     inner: int
     heads: int
     kv_heads: int
+    positions: int = POSITIONS
 
     def config(self, layers: int | None = None, vocab: int = VOCAB) -> LlamaConfig:
         """The Hugging Face configuration, with `layers` layers where given."""
@@ -30,7 +31,7 @@ class Shape:
             num_hidden_layers=layers or self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
-            max_position_embeddings=POSITIONS,
+            max_position_embeddings=self.positions,
             tie_word_embeddings=True,
             rope_theta=1e5,
             bos_token_id=0,

@@ -1,7 +1,8 @@
 """The recipe of the pair: `python -m specplug_hf.demo.train all --out DIR` trains the target, then the draft.
 
 Seeded; shows its progress; goes on where it stopped when it is started again with the same arguments. It takes the GPU
-where there is one. The budget is wall-clock minutes, or `--tokens`: then two runs on one machine give equal weights.
+where there is one, in mixed precision; `--context 16k` trains beyond what the shipped pair was shown (docs/gpu.md). The budget
+is wall-clock minutes, or `--tokens`: then two runs on one machine give equal weights.
 """
 
 from __future__ import annotations
@@ -17,30 +18,36 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
+from specplug.commands.plan_options import whole
+from specplug.errors import OptionError
+
 from .agreement import agreement, held_out_loss
 from .corpus import library_files, load_tokenizer, save_tokenizer, split, stream
 from .distil import Continuations, distillation_loss, write_continuations
 from .prompts import write_prompts
 from .resize import mean, narrow
-from .shapes import DRAFT, POSITIONS, TARGET
+from .shapes import DRAFT, TARGET, Shape
 from .trainer import Phase, Recipe, Trainer, keep_memory
+
+CONTEXT = 8704  # tokens of the longest sequences; `--context` says otherwise
+DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 # Most of the time short, the last part beyond 8.3k tokens. The target starts with half its layers, which is faster.
 TARGET_PHASES = (
     Phase(until=0.35, length=512, layers=4),
     Phase(until=0.79, length=512, layers=8),
     Phase(until=0.88, length=4096, layers=8),
-    Phase(until=1.00, length=8704, layers=8),
+    Phase(until=1.00, length=CONTEXT, layers=8),
 )
 # For a target that goes on from trained weights (`--start`).
 REFINING_PHASES = (
     Phase(until=0.72, length=512, layers=8),
     Phase(until=0.80, length=2048, layers=8),
-    Phase(until=1.00, length=8704, layers=8),
+    Phase(until=1.00, length=CONTEXT, layers=8),
 )
 REFINING_RATE, REFINING_DECAY_FROM = 0.3, 0.2
 OWN_TEXT_RATE = 0.5
-DRAFT_PHASES = (Phase(until=0.6, length=512, layers=2), Phase(until=1.00, length=8704, layers=2))
+DRAFT_PHASES = (Phase(until=0.6, length=512, layers=2), Phase(until=1.00, length=CONTEXT, layers=2))
 TARGET_SHARE = 0.56  # of the budget; the draft has the rest
 CORPUS_SHARE = 0.12  # of the draft's; the rest writes and learns the target's own texts
 
@@ -78,12 +85,32 @@ class Job:
     tokenizer: Tokenizer
     data: torch.Tensor
     held: torch.Tensor
+    context: int = CONTEXT
+    dtype: torch.dtype | None = None
 
     def recipe(self, phases: tuple[Phase, ...], share: float, rate: float = 1.0) -> Recipe:
         """The recipe for `share` of the budget, learning rates times `rate`; bigger batches on a GPU."""
-        recipe = Recipe(phases, self.minutes * share, int(self.tokens * share), seed=self.seed)
+        recipe = Recipe(phases, self.minutes * share, int(self.tokens * share), seed=self.seed, dtype=self.dtype)
         recipe = replace(recipe, matrix_rate=recipe.matrix_rate * rate, vector_rate=recipe.vector_rate * rate)
         return replace(recipe, batch_tokens=16384, micro_tokens=32768) if self.device.type == "cuda" else recipe
+
+    def phases(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """`phases` with sequences of `context` tokens in the last one, and none longer in those before it."""
+        if self.context == CONTEXT:
+            return phases
+        earlier = (replace(phase, length=min(phase.length, self.context)) for phase in phases[:-1])
+        return (*earlier, replace(phases[-1], length=self.context))
+
+    def shape(self, shape: Shape) -> Shape:
+        """`shape` with a position for every token of `context`."""
+        return replace(shape, positions=max(shape.positions, self.context))
+
+    def start_from(self, name: str) -> LlamaForCausalLM:
+        """The model to go on from, with as many positions."""
+        assert self.start is not None
+        model = load(self.start / name)
+        model.config.max_position_embeddings = max(model.config.max_position_embeddings, self.context)
+        return model
 
     def writing(self, plan: Continuations, share: float) -> Continuations:
         """`plan` for `share` of the budget."""
@@ -94,11 +121,11 @@ class Job:
 
 def train_target(job: Job) -> LlamaForCausalLM:
     """Train the target on the corpus, from `job.start / "target"` where given; save it in `job.out / "target"`."""
-    recipe, model = job.recipe(TARGET_PHASES, TARGET_SHARE), None
+    recipe, model = job.recipe(job.phases(TARGET_PHASES), TARGET_SHARE), None
     if job.start:
-        recipe = job.recipe(REFINING_PHASES, TARGET_SHARE, REFINING_RATE)
-        recipe, model = replace(recipe, decay_from=REFINING_DECAY_FROM), load(job.start / "target")
-    trainer = Trainer(TARGET, recipe, job.data, job.out / "target-state", job.device, start=model)
+        recipe = job.recipe(job.phases(REFINING_PHASES), TARGET_SHARE, REFINING_RATE)
+        recipe, model = replace(recipe, decay_from=REFINING_DECAY_FROM), job.start_from("target")
+    trainer = Trainer(job.shape(TARGET), recipe, job.data, job.out / "target-state", job.device, start=model)
     model = trainer.run()
     _report(job, "target", model, [trainer])
     return model
@@ -106,19 +133,19 @@ def train_target(job: Job) -> LlamaForCausalLM:
 
 def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
     """Distil the draft from `target` and save it in `job.out / "draft"`: the corpus, then the target's texts."""
-    share, loss = 1 - TARGET_SHARE, distillation_loss(target)
-    recipe = job.recipe(DRAFT_PHASES, share * CORPUS_SHARE, REFINING_RATE if job.start else 1.0)
-    start = narrow(load(job.start / "draft"), DRAFT) if job.start else None
-    first = Trainer(DRAFT, recipe, job.data, job.out / "draft-state", job.device, loss, start)
+    share, loss, shape = 1 - TARGET_SHARE, distillation_loss(target), job.shape(DRAFT)
+    recipe = job.recipe(job.phases(DRAFT_PHASES), share * CORPUS_SHARE, REFINING_RATE if job.start else 1.0)
+    start = narrow(job.start_from("draft"), shape) if job.start else None
+    first = Trainer(shape, recipe, job.data, job.out / "draft-state", job.device, loss, start)
     draft, runs = first.run(), [first]
     for own in OWN_TEXTS:
         before = copy.deepcopy(draft)  # training is in place
         plan = job.writing(own.texts, share * own.writing)
         rows = write_continuations(target, job.data, plan, job.out / own.name, job.seed)
-        phase = Phase(until=1.0, length=rows.shape[1], layers=DRAFT.layers)
+        phase = Phase(until=1.0, length=rows.shape[1], layers=shape.layers)
         recipe = job.recipe((phase,), share * own.learning, OWN_TEXT_RATE)
         loss = distillation_loss(target, remembered_rows=own.remembered)
-        runs.append(Trainer(DRAFT, recipe, rows, job.out / f"draft-{own.name}-state", job.device, loss, start=draft))
+        runs.append(Trainer(shape, recipe, rows, job.out / f"draft-{own.name}-state", job.device, loss, start=draft))
         draft = runs[-1].run()
     draft = mean(before, draft)
     _report(job, "draft", draft, runs)
@@ -146,7 +173,7 @@ def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
     copy = LlamaForCausalLM(model.config).to(torch.float16)
     copy.load_state_dict(weights)
     copy.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder, POSITIONS)
+    save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
     path = folder / "tokenizer_config.json"  # a class name that transformers 4 knows too
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
 
@@ -161,7 +188,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=0, help="budget in training tokens, in place of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, ...")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=list(DTYPES),
+        help="that products are computed in, weights in float32: auto is bfloat16 on a GPU, float32 on a CPU",
+    )
+    parser.add_argument(
+        "--context",
+        type=_tokens,
+        default=CONTEXT,
+        metavar="N",
+        help="the longest sequences, 16k = 16384 (default: 8704)",
+    )
     return parser.parse_args(argv)
+
+
+def _tokens(text: str) -> int:
+    """`16k` as a number, for argparse."""
+    try:
+        tokens = whole("--context", text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if tokens < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: a sequence has two tokens or more")
+    return tokens
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -177,7 +228,10 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.out, training)
     data, held = stream(tokenizer, training), stream(tokenizer, held_out)
     print(f"{len(data)} training tokens, {len(held)} held out, on {name}", flush=True)
-    job = Job(args.minutes, args.tokens, args.seed, args.out, args.start, torch.device(name), tokenizer, data, held)
+    job = Job(
+        args.minutes, args.tokens, args.seed, args.out, args.start, torch.device(name), tokenizer, data, held,
+        args.context, DTYPES[args.dtype],
+    )  # fmt: skip
     if args.stage in ("all", "prompts"):
         write_prompts(files, tokenizer, args.out / "prompts")
     if args.stage in ("all", "target"):

@@ -51,6 +51,7 @@ class Recipe:
     weight_decay: float = 0.1
     decay_from: float = 0.4
     seed: int = 0
+    dtype: torch.dtype | None = None  # that products are computed in; None: the device's own (`precision`)
 
 
 @dataclass(slots=True)
@@ -75,9 +76,12 @@ def keep_memory() -> None:
             libc.mallopt(-2, 2**28)  # M_TOP_PAD
 
 
-def precision(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast on a GPU; plain float32 on a CPU, where bfloat16 is emulated more often than not."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+def precision(device: torch.device, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
+    """Mixed precision: autocast to `dtype`, weights and moments in float32. None: bfloat16 on a GPU, and plain float32 on a
+    CPU, where bfloat16 is emulated more often than not."""
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
@@ -186,7 +190,7 @@ class Trainer:
         predictions = batch.shape[0] * (length - 1)
         total = 0.0
         for part in batch.split(max(1, r.micro_tokens // length)):
-            with precision(self.device):
+            with precision(self.device, r.dtype):
                 loss = self.loss(self.model, part) / predictions
             loss.backward()
             total += float(loss.detach())
