@@ -81,7 +81,7 @@ def test_a_budget_that_pays_is_found(accepted):
     """As fast as with nothing but the best one, nearly, and twice as fast as without any."""
     alone = [mean_speed(Budgets(accepted={b: p}, step=STEPS), 600, runs=6, **LONG) for b, p in accepted.items()]
     all_of_them = mean_speed(Budgets(accepted=accepted, step=STEPS), 600, runs=6, **LONG)
-    assert all_of_them > 0.85 * max(alone)
+    assert all_of_them > 0.83 * max(alone)
     assert all_of_them > 1.9
 
 

@@ -42,7 +42,7 @@ SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
 }
-GRACE = 5.0  # seconds between asking a part to end and ending it
+GRACE = 5.0  # seconds between interrupting a part, asking it to end, and ending it
 TAIL = 25  # lines of a part's output that are shown; all of it is in its log
 NOTHING_COLLECTED = 5  # pytest's status
 
@@ -77,10 +77,12 @@ class Outcome:
         return self.verdict == "passed"
 
 
-PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-q")
+# A line for each test as it ends; several at once where pytest-xdist is there, for those that are slow on the host.
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-v")
+ABREAST = ("-n", "4") if importlib.util.find_spec("xdist") is not None else ()
 PARTS = (
     Part("kernel-tests", 110, (*PYTEST, "-m", "gpu", "tests/kernels")),
-    Part("adapter-tests", 80, (*PYTEST, "tests/hf/test_on_device.py"), (("SPECPLUG_TEST_DEVICE", "{device}"),)),
+    Part("adapter-tests", 80, (*PYTEST, *ABREAST, "tests/hf/test_on_device.py"), (("SPECPLUG_TEST_DEVICE", "{device}"),)),
     Part(
         "roofline", 200,
         ("-m", "specplug.cli", "roofline", "--device", "{device}", "--budget-seconds", "{seconds}",
@@ -137,8 +139,8 @@ def _verdict(status: int) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started: they are a group of their own."""
-    for ending in (signal.SIGTERM, signal.SIGKILL):
+    """End the process and all that it started: they are a group of their own. Interrupted, pytest still says what failed."""
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, ending)
         except ProcessLookupError:

@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from specplug import UnsupportedError
 from specplug.tree import TreeShape, shape_tensors
 from specplug_hf.nodes import NodeForward
+from specplug_hf.paged.store import PAGE
 from specplug_hf.prefill import check_cache, slots_of, take_over
 from specplug_hf.store import KVStore
 from specplug_hf.support import device_of, is_half
@@ -38,6 +39,7 @@ roc_bert seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm xlm-rob
 VERIFIED = frozenset(_SEEN.split())
 
 _PROMPT = 4
+_PROMPT_IN_PAGES = 5 * PAGE + 5  # over pages: several of them, and columns enough for a kernel to split its work
 # Six children of the root, and a child of the last: its siblings stand between it and what it may see.
 _TREE = TreeShape((-1, 0, 0, 0, 0, 0, 0, 6))
 _PATHS = ((0, 6, 7), (0, 1, 2))  # of the two rows; the last node of the second stands for no path and is not compared
@@ -98,9 +100,10 @@ def tree_error(model: PreTrainedModel, forward: NodeForward) -> float:
     """Largest difference between the tree's logits and the paths', as a share of the logits' standard deviation."""
     device = device_of(model)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    length = _prompt_length(model, forward)
     # ordinary tokens: the special ones stand at the ends of a vocabulary
-    tokens = (vocabulary // 3 + 7 * torch.arange(_PROMPT + _TREE.num_nodes, device=device)) % vocabulary
-    prompt, nodes = tokens[:_PROMPT].expand(2, -1), tokens[_PROMPT:].expand(2, -1)
+    tokens = (vocabulary // 3 + 7 * torch.arange(length + _TREE.num_nodes, device=device)) % vocabulary
+    prompt, nodes = tokens[:length].expand(2, -1), tokens[length:].expand(2, -1)
     mask = torch.ones_like(prompt)
     mask[1, 0] = 0  # the second row is padded
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -121,6 +124,13 @@ def tree_error(model: PreTrainedModel, forward: NodeForward) -> float:
     return max(errors.tolist(), default=float("inf"))
 
 
+def _prompt_length(model: PreTrainedModel, forward: NodeForward) -> int:
+    if forward.storage is KVStore:
+        return _PROMPT
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return _PROMPT_IN_PAGES if limit is None else max(_PROMPT, min(_PROMPT_IN_PAGES, limit - _TREE.num_nodes))
+
+
 def _read(model: PreTrainedModel, cache: DynamicCache, tokens: Tensor, mask: Tensor) -> Tensor:
     """Logits of `tokens` [B, n] read after what is in `cache`, under the 2-D `mask` of all columns."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
@@ -133,7 +143,8 @@ def _tree_logits(
     model: PreTrainedModel, forward: NodeForward, cache: DynamicCache, nodes: Tensor, mask: Tensor
 ) -> Tensor:
     """Logits [2, N, V] of the tree below the prompt in `cache`, which is left as it is."""
-    store = take_over(cache, _PROMPT, slots_of(mask), _PROMPT + _TREE.num_nodes, False, forward.storage)
+    columns = mask.shape[1]
+    store = take_over(cache, columns, slots_of(mask), columns + _TREE.num_nodes, False, forward.storage)
     lengths: list[int] = mask.sum(1).tolist()
     derived = shape_tensors(_TREE, nodes.device)
     step = store.step(

@@ -38,9 +38,8 @@ class Script(Controller):
         return self
 
     def plan(self, batch: Batch) -> Plan:
-        if (
-            self.awaited is not None
-        ):  # by now the drafts are what they will be: one that is recorded must not wait inside
+        if self.awaited is not None:
+            # by now the drafts are what they will be: one that is recorded must not wait inside
             for arm in self.arms:
                 arm.drafter.draft = _waiting(arm.drafter.draft, self.awaited)  # type: ignore[method-assign]
             self.awaited = None
