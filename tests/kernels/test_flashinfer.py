@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import sys
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -317,9 +316,7 @@ def test_a_plan_serves_all_layers_with_one_rule(path: str, each: int) -> None:
     assert sum(kernel.plans for kernel in kernels(attention)) >= 2 * each + 1
 
 
-def test_living_plans_share_no_wrapper_and_dropped_ones_return_theirs() -> None:
-    gc.collect()
-    wrappers._idle.clear()
+def test_living_plans_share_no_wrapper_and_dropped_ones_return_theirs(fresh: None) -> None:
     first, second = make_case([9, 30], 3), make_case([50, 2], 4)
     one, two = plan(first, "merge"), plan(second, "merge")
     layer(one, first)
@@ -347,13 +344,12 @@ class Event:
         self.is_done = True
 
 
-def test_a_wrapper_is_planned_anew_when_the_device_has_copied_its_plan() -> None:
+def test_a_wrapper_is_planned_anew_when_the_device_has_copied_its_plan(fresh: None) -> None:
     device = torch.device("cpu")
     lent = [wrappers.borrow(device, 1, None) for _ in range(wrappers.IDLE_WRAPPERS)]
     events = [Event() for _ in lent]
     for wrapper, event in zip(lent, events, strict=True):
         wrapper._copied = event
-    wrappers._idle[lent[0].family] = deque()
     wrappers.give_back(lent[:2])
     assert wrappers.borrow(device, 1, None) not in lent  # the oldest still waits, and there are few: another is made
     wrappers.give_back(lent[2:])
@@ -366,7 +362,14 @@ def test_a_wrapper_is_planned_anew_when_the_device_has_copied_its_plan() -> None
     assert wrappers.borrow(device, 1, None) is lent[1]
 
 
-def test_the_workspace_has_room_for_every_split() -> None:
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wrapper and no workspace has been made yet."""
+    monkeypatch.setattr(wrappers, "_idle", {})
+    monkeypatch.setattr(wrappers, "_workspaces", {})
+
+
+def test_the_workspace_has_room_for_every_split(fresh: None) -> None:
     """128 MiB are too few for 8 query heads a KV head and tiles of 128; the stand-in counts as FlashInfer's planner does."""
     case = make_case([9504], 17, kv_heads=2, groups=8, dim=128)
     check(case, layer(plan(case, "merge"), case))
@@ -413,9 +416,7 @@ def test_the_bitmap_kernel_wants_parents_first() -> None:
         plan(case, "bitmap")
 
 
-def test_a_flashinfer_that_keeps_its_mask_elsewhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    gc.collect()
-    wrappers._idle.clear()
+def test_a_flashinfer_that_keeps_its_mask_elsewhere_is_named(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     keep = fake_flashinfer.BatchPrefillWithPagedKVCacheWrapper._keep
 
     def elsewhere(self: object, *given: object) -> None:
@@ -426,7 +427,6 @@ def test_a_flashinfer_that_keeps_its_mask_elsewhere_is_named(monkeypatch: pytest
     case = make_case([9, 30], 3)
     with pytest.raises(RuntimeError, match="keeps its mask pointers elsewhere"):
         layer(plan(case, "mask"), case)
-    wrappers._idle.clear()
 
 
 # --- CUDA graphs
@@ -450,7 +450,7 @@ def test_a_replayed_graph_computes_the_newly_planned_batch(path: str, window: in
     check(second, layer(again, second))
 
 
-def test_a_graph_has_room_for_every_tile_of_queries() -> None:
+def test_a_graph_has_room_for_every_tile_of_queries(fresh: None) -> None:
     """Forty rows of little: more tiles than parts that the processors would be given."""
     case = make_case([3] * 40, 2, kv_heads=8, groups=8, dim=128, shared=True)
     graph = FlashInferGraph(

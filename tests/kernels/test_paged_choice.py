@@ -197,7 +197,7 @@ def test_tensors_that_triton_does_not_serve_go_to_torch_unless_it_was_asked_for(
     case = paged_tools.make_case([20, 4])
     case = replace(case, query=case.query.half())
     plan = paged_tools.planned(case, "auto", device="cuda")
-    assert plan.name == "triton"
+    assert plan.name == "triton" and plan.reason.startswith("15 packed rows")
     paged_tools.check(case, plan(case.query, case.key_pages, case.value_pages, case.rule))
     strict = paged_tools.planned(case, "triton", device="cuda")
     with pytest.raises(ValueError, match="query, keys and values of one dtype, not torch.float16"):

@@ -79,6 +79,10 @@ def test_lengths_that_the_host_knows() -> None:
             case.rows(lengths_host=wrong)
     with pytest.raises(ValueError, match="20 committed tokens, more than max_length=19"):
         case.rows(lengths_host=[20, 4], max_length=19)
+    elsewhere = replace(case, lengths=case.lengths.to("meta"))  # a device is not asked, so only their number is checked
+    assert elsewhere.rows(lengths_host=[7, 8]).max_length == 8
+    with pytest.raises(ValueError, match="are not the lengths of the 2 rows"):
+        elsewhere.rows(lengths_host=[20])
 
 
 def test_nodes_that_do_not_ask() -> None:
