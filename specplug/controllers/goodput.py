@@ -45,9 +45,7 @@ class Goodput(Controller):
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
-    gamble: float = (
-        0.08  # share of the time that the best would take that an unseen draft may read where nothing speaks for it
-    )
+    gamble: float = 0.08  # share of the time that the best would take, for a draft to read that nothing was seen of
 
     needs_baseline = True
     resizes = True

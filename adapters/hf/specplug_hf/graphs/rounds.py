@@ -46,7 +46,7 @@ class RecordedRounds:
         """What `draft` proposes."""
         batch, runner = request.batch, drafter._runner
         room = max(self._host.lengths) + request.shape.num_nodes + 1
-        if not request.shape.size or min(self._host.lengths) < drafter.kv_policy.budget:
+        if not request.shape.size or min(self._host.lengths) <= drafter.kv_policy.budget:
             return draft(request)
 
         def function(roots: Tensor, lengths: Tensor, seeds: Tensor) -> TreeBatch:

@@ -50,9 +50,8 @@ class PagedStep:
         self.num_new, self.columns = stop - start, max(lengths) + stop
         self.total = self.columns
         self.device = ancestors.device
-        self.patterned = self.windowed = (
-            False  # whether the model has asked for a mask that is not causal, and layers said so
-        )
+        self.patterned = False  # whether the model has asked for a mask that is not causal,
+        self.windowed = False  # and whether a layer said so
         self.replayed = replayed
         self._kernel = store.recorded_kernel if replayed else store.kernel
         self._plans: dict[object, PagedAttention] = {}
