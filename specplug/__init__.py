@@ -15,8 +15,9 @@ from specplug.errors import (
     UnsupportedError,
 )
 from specplug.hookspecs import hookimpl
-from specplug.host import Batch, Commit, Host, Need
+from specplug.host import Batch, Commit, Host
 from specplug.kv_policies import KVPolicy, KVSelection
+from specplug.needs import Need
 from specplug.ragged import ragged_trees
 from specplug.round import Round, run_round
 from specplug.speculator import Speculator

@@ -9,26 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from specplug.kv_policies.base import KVPolicy
+from specplug.needs import Need
 from specplug.tree import TreeBatch, TreeShape
 from specplug.verify import Targets, Verdict
-
-
-class Need(StrEnum):
-    """What a method may ask of a host; declared at set-up, refused by name where the host lacks it."""
-
-    HISTORY = "history"  # committed token ids (Batch.history)
-    TARGET_RUNNER = "target_runner"  # the target drafting over a sparse view of its own cache
-    MODEL_RUNNER = "model_runner"  # another model beside the target
-    HIDDEN_STATES = "hidden_states"  # of the node that sampled the bonus token, also after prefill
-    QUERIES = "queries"  # the last committed queries of every layer, with their log-sum-exp
-    TARGET_PASS = "target_pass"  # auxiliary nodes inside the target's own forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +34,9 @@ class Batch:
     history: Tensor | None = None  # [B, T] int64: committed tokens, the root last, if the host has Need.HISTORY
     history_ends: Tensor | None = None  # [B] int64: row b's tokens stand in [history_starts[b], history_ends[b])
     history_starts: Tensor | None = None  # [B] int64
+    # [B, D], of the model's dtype, if somebody has Need.HIDDEN_STATES: what came out of the target's last norm at the token
+    # before the root, from which the root was chosen
+    hidden: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -62,6 +54,14 @@ class Commit:
     def counts(self) -> list[int]:
         """`num_new` as integers; waits for the device, once."""
         return [int(n) for n in (self.num_new.tolist() if isinstance(self.num_new, Tensor) else self.num_new)]
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedLayers:
+    """Sublayers that a draft leaves out, by the index of their layer: what comes in goes out (SWIFT, arXiv 2410.06916)."""
+
+    attention: frozenset[int] = frozenset()
+    mlp: frozenset[int] = frozenset()
 
 
 class DraftRunner(Protocol):
@@ -106,8 +106,11 @@ class Host(Protocol):
         """The rows to speculate for now."""
         ...
 
-    def runner(self, model: Any | None, policy: KVPolicy) -> DraftRunner:
-        """A runner for `model` (None: the target itself) that reads what `policy` selects. Called at set-up."""
+    def runner(self, model: Any | None, policy: KVPolicy, skipped: SkippedLayers | None = None) -> DraftRunner:
+        """A runner for `model` (None: the target itself) that reads what `policy` selects. Called at set-up.
+
+        `skipped`: sublayers that it leaves out, of a host with Need.LAYER_SKIPPING.
+        """
         ...
 
     def verify(self, batch: Batch, trees: TreeBatch) -> Tensor:

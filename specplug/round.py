@@ -45,7 +45,7 @@ class Seconds:
 class Round:
     """What happened in one round. Tensors are as they were on the device; reading them waits for it.
 
-    `logits` [B, N, V]: the verify's, of the model's dtype, kept while somebody records (trace/).
+    `logits` [B, N, V]: the verify's, of the model's dtype, kept while somebody records (trace/) or a drafter has Need.TARGET_PASS.
     """
 
     batch: Batch
@@ -93,7 +93,7 @@ def run_round(host: Host, session: Session) -> Round:
         other=(gathered - start) + (decided - verified),
         plan=planned - gathered,
     )
-    return Round(batch, plan, trees, targets, verdict, commit, seconds, logits if recorded else None)
+    return Round(batch, plan, trees, targets, verdict, commit, seconds, logits if session.keeps_logits else None)
 
 
 def accept(batch: Batch, trees: TreeBatch, targets: Targets) -> Verdict:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from specplug.controllers.base import Arm, Controller
 from specplug.controllers.memory import Memory
 from specplug.host import Host
+from specplug.needs import Need
 from specplug.plugins import round_listeners
 from specplug.round import Round
 from specplug.stats import SpecStats
@@ -24,6 +25,9 @@ class Session:
         self.controller = controller.open(arms, host, memory)
         self._drafters = list({id(arm.drafter): arm.drafter for arm in arms}.values())
         self._listeners = round_listeners()
+        self.keeps_logits = self.recorder is not None or any(
+            Need.TARGET_PASS in drafter.required for drafter in self._drafters
+        )
 
     def observe(self, finished: Round) -> None:
         """Tell statistics, controller, drafters and whoever listens or records what became of a round; may come a round late."""

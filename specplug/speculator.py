@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specplug.controllers import Arm, Controller, Goodput, Memory
-from specplug.controllers.option import budget_of
 from specplug.controllers.trees import SIZES
 from specplug.cost.profile import Profile, read_profile
 from specplug.drafters import Drafter, ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.errors import OptionError, UnsupportedError
-from specplug.host import Host, Need
+from specplug.host import Host
 from specplug.kv_policies import Full, KVPolicy, Streaming
+from specplug.needs import Need
 from specplug.plugins import plugins
 from specplug.session import Session
 from specplug.specification import build
 from specplug.stats import SpecStats
 from specplug.tree import ROOT_ONLY, TreeShape, child_counts
-from specplug.trees import Chain, Sequoia, TreeBuilder
+from specplug.trees import TreeBuilder
 
 AUTO = "auto"
 BUDGETS = (256, 512, 1024)  # KV entries that the target drafting for itself may read: which pays depends on the context
@@ -127,6 +127,10 @@ class Speculator:
             self._memory.profile.check(*host.identity)
         return Session(host, list(self._arms(host)), self._controller, self._memory)
 
+    def required(self, capabilities: frozenset[Need], host_name: str) -> frozenset[Need]:
+        """What the drafters that may be chosen ask of a host with `capabilities`: what it has to gather for them."""
+        return frozenset().union(*(drafter.required for drafter in self._usable(capabilities, host_name)))
+
     def finish(self, session: Session) -> None:
         """Keep the statistics of a finished generation as `stats`."""
         with self._lock:
@@ -148,13 +152,15 @@ class Speculator:
 
     def _usable(self, capabilities: frozenset[Need], host_name: str) -> Iterator[Drafter]:
         for drafter in self._candidates:
-            if self.drafter == AUTO and not drafter.needs <= capabilities:
+            if self.drafter == AUTO and not drafter.required <= capabilities:
                 continue  # one of ours that nobody asked for
             _check_needs(drafter, capabilities, host_name, self.drafter)
             yield drafter
 
     def _shapes_of(self, drafter: Drafter) -> list[TreeShape]:
-        return [ROOT_ONLY] if isinstance(drafter, NoDraft) else self._shapes or default_shapes(drafter)
+        if self._shapes is None:
+            return list(drafter.shapes())
+        return [drafter.fitted(shape) for shape in self._shapes]
 
     def _arms(self, host: Host) -> Iterator[Arm]:
         served = 0
@@ -164,33 +170,19 @@ class Speculator:
             for shape in self._shapes_of(drafter):
                 _check_branching(shape, host.vocab_size)
                 grown = self._grown and drafter.drafts_with_model
-                yield Arm(self._label(drafter, shape, grown), opened, shape, _min_context(drafter), grown)
+                yield Arm(self._label(drafter, shape, grown), opened, shape, drafter.min_context, grown)
         if not served or (self._controller.needs_baseline and not isinstance(self._candidates[-1], NoDraft)):
             yield Arm("none", NoDraft().open(host), ROOT_ONLY)
 
     def _label(self, drafter: Drafter, shape: TreeShape, grown: bool) -> str:
         several = sum(type(other) is type(drafter) for other in self._candidates) > 1
-        name = type(drafter).__name__ + (f"[{budget_of(drafter)}]" if several else "")
+        name = type(drafter).__name__ + (f"[{drafter.budget}]" if several else "")
         kind = "grown" if grown else "chain" if shape.is_chain else "tree"
         return f"{name}/{kind}:{shape.size}" + ("" if kind == "chain" else f"x{shape.depth}")
 
 
-def default_shapes(drafter: Drafter) -> list[TreeShape]:
-    """Trees to choose from when none was asked for; the first is what a fixed controller takes."""
-    if isinstance(drafter, PromptLookup):
-        return [Chain(10).build(), Chain(4).build()]
-    if isinstance(drafter, SelfDraft):
-        return [Chain(3).build(), Chain(2).build(), Chain(5).build()]
-    return [Sequoia(8, 4).build(), Chain(3).build(), Sequoia(16, 6).build()]
-
-
-def _min_context(drafter: Drafter) -> int:
-    """Self-speculation cannot pay before the cache is well over what the draft reads of it (MagicDec, section 3)."""
-    return 4 * (budget_of(drafter) or 0) if isinstance(drafter, SelfDraft) else 0
-
-
 def _check_needs(drafter: Drafter, capabilities: frozenset[Need], host_name: str, asked: object) -> None:
-    missing = sorted(need.value for need in drafter.needs if need not in capabilities)
+    missing = sorted(need.value for need in drafter.required if need not in capabilities)
     if missing:
         name = asked if isinstance(asked, str) and asked != AUTO else type(drafter).__name__
         raise UnsupportedError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specplug import OptionError, Speculator
+from specplug import Drafter, Need, OptionError, Speculator
 from specplug.drafters import ModelDraft, SelfDraft
 from specplug.errors import unknown_name
 from specplug.plugins import plugins
@@ -43,6 +43,13 @@ class Case:
         known = inspect.signature(self.factory).parameters
         offered = {"draft": world.draft, "model": world.draft, "vocab": world.vocab}
         return self.factory(**{name: value for name, value in offered.items() if name in known})
+
+    def required(self, world: World) -> frozenset[Need]:
+        """What the plugin needs of a host; whatever a speculator of ours would need besides is offered everywhere."""
+        if self.kind not in ("drafter", "kv_policy"):
+            return frozenset()
+        made = self.make(world)
+        return made.required if isinstance(made, Drafter) else getattr(made, "needs", frozenset())
 
     def speculator(self, world: World, **more: Any) -> Speculator:
         """A Speculator in which this plugin does its part, and the built-in ones do the rest."""

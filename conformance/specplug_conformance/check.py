@@ -62,13 +62,19 @@ class Trial:
             raise Skipped(f"the adapter does not offer: {', '.join(missing)}")
 
     def world(self, vocab: int = 13, dtype: str | None = None, seed: int | None = None) -> World:
-        """A small model of the subject, in float64 if it has that, else in float32; skips where it has no such dtype."""
+        """A small model of the subject, in float64 if it has that, else in float32.
+
+        Skips where it has no such dtype, and where the adapter does not offer what the plugin needs.
+        """
         if dtype is None:
             dtype = "float64" if Feature.FLOAT64 in self.subject.features else "float32"
         self.needs(Feature(dtype))
         key = (self.seed if seed is None else seed, vocab, dtype)
         if key not in self.worlds:
             self.worlds[key] = self.subject.world(*key)
+        missing = self.case.required(self.worlds[key]) - self.subject.capabilities
+        if missing:
+            raise Skipped(f"the adapter does not offer: {', '.join(sorted(missing))}")
         return self.worlds[key]
 
     def speculator(self, world: World, **more: Any) -> Speculator:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from specplug import Round, Speculator
+from specplug import Need, Round, Speculator
 from specplug_conformance.request import Request
 
 
@@ -84,6 +84,7 @@ class Subject(Protocol):
     """One adapter. Making it must not import its framework."""
 
     features: frozenset[Feature]
+    capabilities: frozenset[Need]  # what its hosts offer to drafters and policies
 
     def world(self, seed: int, vocab: int, dtype: str) -> World:
         """A world; may be called often with the same arguments."""

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Sequence
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
-from specplug.controllers.option import budget_of
 
 KINSHIP = 0.5  # what a trial of an arm's kin says of it
 MOST = 8.0  # trials of its own that its kin can stand for
@@ -53,4 +52,4 @@ def _related(arm: Arm, other: Arm) -> bool:
     alike = type(arm.drafter) is type(other.drafter) and getattr(arm.drafter, "model", None) is getattr(
         other.drafter, "model", None
     )
-    return alike and budget_of(arm.drafter) != budget_of(other.drafter)
+    return alike and arm.drafter.budget != other.drafter.budget

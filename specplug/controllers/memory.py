@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from specplug.acceptance import DEPTHS, RANKS, Acceptance
-from specplug.controllers.option import budget_of
 from specplug.controllers.purse import Purse
 from specplug.cost.calibrated import Calibrated, Drafting, Prior
 from specplug.cost.guess import TOKEN_SHARE, WEIGHTS, Guess
 from specplug.cost.online import OnlineCost
 from specplug.cost.profile import Profile, Seen
-from specplug.host import Host, Need
+from specplug.host import Host
+from specplug.needs import Need
 
 if TYPE_CHECKING:
     from specplug.controllers.base import Arm
@@ -83,7 +83,7 @@ def calibrated(profile: Profile, arms: Sequence[Arm]) -> Calibrated:
     drafts = {}
     for arm in arms:
         part = arm.drafter.key if arm.drafter.key in profile.cost.coefficients else None
-        drafts[arm.label] = Drafting(part, budget_of(arm.drafter), _share(arm))
+        drafts[arm.label] = Drafting(part, arm.drafter.budget, _share(arm))
     return Calibrated(Prior(profile.cost, drafts))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from specplug.controllers.base import Arm, Plan, Prediction
-from specplug.drafters.base import Drafter
 from specplug.host import Batch
 from specplug.tree import TreeShape
 
@@ -73,9 +72,3 @@ def widest(arms: Sequence[Arm]) -> list[Arm]:
         if best is None or arm.shape.size > best.shape.size:
             found[id(arm.drafter)] = arm
     return list(found.values())
-
-
-def budget_of(drafter: Drafter) -> int | None:
-    """Most of a row's committed tokens that it reads; None: all."""
-    policy = getattr(drafter, "kv_policy", None)
-    return None if policy is None else policy.budget

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 from specplug.controllers.base import Arm
-from specplug.controllers.option import budget_of
 from specplug.controllers.trees import Candidate
 from specplug.cost.online import OnlineCost, Scale
 from specplug.host import Batch
@@ -21,7 +20,7 @@ class Prices:
 
     def __init__(self, cost: OnlineCost, arms: Sequence[Arm], padded_tokens: Callable[[Sequence[int]], int]) -> None:
         self._cost, self._padded_tokens = cost, padded_tokens
-        self._budgets = {arm.label: budget_of(arm.drafter) for arm in arms}
+        self._budgets = {arm.label: arm.drafter.budget for arm in arms}
         self._plain_label = arms[-1].label
         self._found: dict[tuple[str, int, int], float] = {}
         self._plain: float | None = None

@@ -7,8 +7,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from specplug.host import Batch, Host, Need
+from specplug.host import Batch, Host
+from specplug.needs import Need
 from specplug.tree import TreeBatch, TreeShape
+from specplug.trees import Chain, Sequoia
 
 if TYPE_CHECKING:
     from specplug.round import Round
@@ -20,12 +22,14 @@ class DraftRequest:
 
     `grown`: better trees of other topologies are welcome (drafters/grow.py). `explain`: somebody looks on; a drafter that
     knows its probabilities should give them (`TreeBatch.confidence`), and must propose as it would have otherwise.
+    `part`: what is proposed will be a part of the tree that is verified, so that its nodes get other numbers there.
     """
 
     batch: Batch
     shape: TreeShape
     grown: bool = False
     explain: bool = False
+    part: bool = False
 
 
 class Drafter:
@@ -42,6 +46,34 @@ class Drafter:
         False  # proposes from `Batch.history` alone, remembers nothing: may be tried on the past
     )
     host: Host
+
+    @property
+    def parts(self) -> tuple[Drafter, ...]:
+        """The drafters that it is made of: itself, unless it puts others' proposals together."""
+        return (self,)
+
+    @property
+    def required(self) -> frozenset[Need]:
+        """What a host must offer: `needs`, and what the parts that it was made of need (a KV policy, other drafters)."""
+        return self.needs
+
+    @property
+    def budget(self) -> int | None:
+        """Most committed tokens of a row that it reads in a round; None: all."""
+        return None
+
+    @property
+    def min_context(self) -> int:
+        """Tokens in the cache below which it cannot pay."""
+        return 0
+
+    def shapes(self) -> tuple[TreeShape, ...]:
+        """Trees to choose from where none was asked for; the first is what a fixed controller takes."""
+        return Sequoia(8, 4).build(), Chain(3).build(), Sequoia(16, 6).build()
+
+    def fitted(self, shape: TreeShape) -> TreeShape:
+        """The part of `shape` that it can fill."""
+        return shape
 
     @property
     def key(self) -> str:

@@ -6,30 +6,45 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from specplug.drafters.base import Drafter, DraftRequest
-from specplug.drafters.expand import expand
+from specplug.drafters.expand import check_stop, expand
 from specplug.errors import OptionError
-from specplug.host import Batch, DraftRunner, Need
+from specplug.host import Batch, DraftRunner
 from specplug.kv_policies import Full, KVPolicy, check_policy
+from specplug.needs import Need
 from specplug.tree import TreeBatch
 
 
 @dataclass
 class ModelDraft(Drafter):
-    """`model`: the draft, in whatever form the adapter takes (a loaded model, a path)."""
+    """`model`: the draft, in whatever form the adapter takes (a loaded model, a path).
+
+    `stop`: no further drafting below a token that the draft gave a lower probability; 0: never. See `expand`.
+    """
 
     model: Any = None
     kv_policy: KVPolicy = Full()
+    stop: float = 0.0
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL_RUNNER})
     checked: ClassVar[bool] = False
     drafts_with_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_policy("model", self.kv_policy)
+        check_stop("model", self.stop)
+
+    @property
+    def required(self) -> frozenset[Need]:
+        return self.needs | self.kv_policy.needs
+
+    @property
+    def budget(self) -> int | None:
+        return self.kv_policy.budget
 
     @property
     def key(self) -> str:
         model = getattr(getattr(self, "_runner", None), "identity", "")
-        return f"{type(self).__name__}[{model + ', ' if model else ''}{self.kv_policy.key}]"
+        stop = f", stop {self.stop:g}" if self.stop else ""
+        return f"{type(self).__name__}[{model + ', ' if model else ''}{self.kv_policy.key}{stop}]"
 
     def setup(self) -> None:
         if self.model is None:
@@ -40,4 +55,4 @@ class ModelDraft(Drafter):
         return self._runner.unread(batch)
 
     def draft(self, request: DraftRequest) -> TreeBatch:
-        return expand(self.host, self._runner, request)
+        return expand(self.host, self._runner, request, self.stop)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from specplug.drafters.base import Drafter, DraftRequest
 from specplug.errors import OptionError
-from specplug.host import Batch, Need
-from specplug.tree import TreeBatch, chain_trees, roots_only
+from specplug.host import Batch
+from specplug.needs import Need
+from specplug.tree import TreeBatch, TreeShape, chain_trees, roots_only
+from specplug.trees import Chain
 
 
 @dataclass
@@ -34,6 +36,9 @@ class PromptLookup(Drafter):
     @property
     def key(self) -> str:
         return f"{type(self).__name__}[{self.ngram}-{self.shortest}]"
+
+    def shapes(self) -> tuple[TreeShape, ...]:
+        return Chain(10).build(), Chain(4).build()
 
     def draft(self, request: DraftRequest) -> TreeBatch:
         batch, length = request.batch, request.shape.depth

@@ -11,9 +11,11 @@ from typing import ClassVar
 
 from specplug.drafters.base import Drafter, DraftRequest
 from specplug.drafters.expand import expand
-from specplug.host import Batch, DraftRunner, Need
+from specplug.host import Batch, DraftRunner
 from specplug.kv_policies import KVPolicy, Streaming, check_policy
-from specplug.tree import TreeBatch
+from specplug.needs import Need
+from specplug.tree import TreeBatch, TreeShape
+from specplug.trees import Chain
 
 
 @dataclass
@@ -27,6 +29,22 @@ class SelfDraft(Drafter):
 
     def __post_init__(self) -> None:
         check_policy("self", self.kv_policy)
+
+    @property
+    def required(self) -> frozenset[Need]:
+        return self.needs | self.kv_policy.needs
+
+    @property
+    def budget(self) -> int | None:
+        return self.kv_policy.budget
+
+    @property
+    def min_context(self) -> int:
+        """The cache must be well over what the draft reads of it (MagicDec, section 3)."""
+        return 4 * (self.budget or 0)
+
+    def shapes(self) -> tuple[TreeShape, ...]:
+        return Chain(3).build(), Chain(2).build(), Chain(5).build()
 
     @property
     def key(self) -> str:

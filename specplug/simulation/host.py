@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from specplug.drafters.base import Drafter, DraftRequest
-from specplug.host import Batch, Commit, DraftRunner, Need
+from specplug.host import Batch, Commit, DraftRunner, SkippedLayers
 from specplug.kv_policies.base import KVPolicy
+from specplug.needs import Need
 from specplug.simulation.world import Ledger
 from specplug.tree import TreeBatch
 from specplug.verify import Targets, Verdict
@@ -46,7 +47,7 @@ class SimulatedHost:
     def batch(self) -> Batch:
         raise self._never()
 
-    def runner(self, model: Any | None, policy: KVPolicy) -> DraftRunner:
+    def runner(self, model: Any | None, policy: KVPolicy, skipped: SkippedLayers | None = None) -> DraftRunner:
         raise self._never()
 
     def verify(self, batch: Batch, trees: TreeBatch) -> Tensor:

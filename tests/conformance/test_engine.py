@@ -14,9 +14,9 @@ import pytest
 from offenders import MODEL
 
 import specplug
-from specplug import OptionError, UnknownNameError
+from specplug import Need, OptionError, UnknownNameError
 from specplug.cli import main
-from specplug.drafters import NoDraft
+from specplug.drafters import NoDraft, PromptLookup, SelfDraft
 from specplug_conformance import Case, Failure, Status, all_checks, known_cases, suite
 from specplug_conformance.check import ORDER, Check
 from specplug_conformance.engine import FALSE_ALARM, Job, Suite
@@ -143,6 +143,18 @@ def test_a_skipped_check_is_no_proof() -> None:
     assert [r.status for r in results] == [Status.SKIPPED]
     assert "does not offer: sampling" in results[0].message
     assert not report(chosen, results).ok
+
+
+def test_what_an_adapter_does_not_offer_is_skipped_by_name() -> None:
+    class Poor(ToySubject):
+        capabilities = ToySubject.capabilities - {Need.HISTORY}
+
+    host = Case("poor", "adapter", Poor)
+    cases = [host, Case("prompt_lookup", "drafter", PromptLookup), Case("self", "drafter", SelfDraft)]
+    results = {result.case: result for result in suite(checks=["greedy"], cases=cases).run()}
+    assert results["prompt_lookup"].status is Status.SKIPPED
+    assert "does not offer: history" in results["prompt_lookup"].message
+    assert results["self"].status is Status.PASSED
 
 
 def test_a_failure_comes_with_the_smallest_reproduction(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ from scipy import stats
 from specplug.drafters import DraftRequest, ModelDraft, SelfDraft, expand
 from specplug.errors import OptionError
 from specplug.kv_policies import Streaming
+from specplug.round import accept
 from specplug.tree import TreeShape, inner_nodes
 from specplug.trees import Chain, KAry, Sequoia
 from specplug_conformance.exact import orders
 
 from .test_tree import parent_lists
-from .tools import TableHost, table
+from .tools import TableHost, joint_law, table
 
 VOCAB = 6
 
@@ -127,3 +128,66 @@ def test_drafters_open_their_runner_once():
 def test_a_policy_by_name_is_refused_with_the_remedy(kind):
     with pytest.raises(OptionError, match=r"Speculator\(kv_policy="):
         kind(kv_policy="full")
+
+
+# --- stopping where the draft is unsure
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("stop", [0.25, 0.4, 0.9])
+@pytest.mark.parametrize("shape", [Chain(4).build(), KAry(2, 3).build(), Sequoia(9, 4).build()])
+def test_a_draft_stops_below_improbable_tokens_and_keeps_them(sampling, stop, shape):
+    host = make(sampling=sampling)
+    batch = host.batch()
+    whole = expand(host, host.runner(None, None), DraftRequest(batch, shape, explain=True))
+    trees = expand(host, host.runner(None, None), DraftRequest(batch, shape, explain=True), stop)
+    assert trees.valid is not None and trees.shape == shape.cut(trees.shape.depth)
+    assert torch.equal(trees.tokens, whole.tokens[:, : trees.num_nodes])  # what is drafted is what would have been
+    for row in range(batch.num_rows):
+        real = {0}
+        for node in range(1, shape.num_nodes):
+            parent = shape.parents[node]
+            sure = parent == 0 or float(whole.confidence[row, parent]) >= stop
+            if parent in real and sure:
+                real.add(node)
+        shown = {node for node in range(trees.num_nodes) if trees.valid[row, node]}
+        assert shown == real
+
+
+def test_levels_that_nobody_wants_are_not_drafted():
+    host = make()
+    runner = host.runner(None, None)
+    levels = []
+    extend = runner.extend
+    runner.extend = lambda tokens, level, *more: levels.append(level) or extend(tokens, level, *more)
+    trees = expand(host, runner, DraftRequest(host.batch(), Chain(6).build()), 1.0)
+    assert trees.num_nodes == 2 and not levels
+
+
+@pytest.mark.parametrize("stop", [-0.1, 1.5])
+def test_a_stop_is_a_probability(stop):
+    with pytest.raises(OptionError, match="probability"):
+        ModelDraft(object(), stop=stop)
+
+
+@pytest.mark.parametrize("shape", [Chain(3).build(), KAry(2, 2).build()])
+def test_stopping_leaves_the_law_as_it_is(shape):
+    """Whether a branch ends depends on tokens that stay: first tokens of many seeds against the target's exact law."""
+    seeds, vocab = 6000, 3
+    target, draft = table(vocab, 0), table(vocab, 1)
+    host = TableHost(target, draft, [[0, 1]] * seeds, sampling=True, new_tokens=2, seed=11)
+    drafter = ModelDraft(draft, stop=0.45).open(host)
+    counts = torch.zeros(vocab, vocab)
+    stopped = False
+    while len(host.active):
+        batch = host.batch()
+        trees = drafter.draft(DraftRequest(batch, shape))
+        stopped |= bool((~trees.valid).any())
+        verdict = accept(batch, trees, host.distributions(batch, host.verify(batch, trees), trees))
+        host.commit(batch, trees, verdict)
+    for row in range(seeds):
+        first, second = host.result(row)
+        counts[first, second] += 1
+    expected = joint_law(target, [0, 1], 2).reshape(vocab, vocab) * seeds
+    assert stopped
+    assert stats.chisquare(counts.flatten().numpy(), expected.flatten().numpy()).pvalue > 1e-4

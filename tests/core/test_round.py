@@ -6,7 +6,7 @@ from scipy import stats
 
 from specplug import Speculator
 from specplug.errors import ProposalError, UnsupportedError
-from specplug.host import Need
+from specplug.needs import Need
 from specplug.random import row_seeds
 from specplug.round import run_round
 from specplug.stats import SpecStats

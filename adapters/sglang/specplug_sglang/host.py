@@ -12,7 +12,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from torch import Tensor
 
 from specplug import Batch, Commit, Need, Targets, TreeBatch, UnsupportedError, Verdict
-from specplug.host import DraftRunner
+from specplug.host import DraftRunner, SkippedLayers
 from specplug.kv_policies import KVPolicy
 from specplug_sglang import grammar, laws, penalties
 from specplug_sglang.checks import check_layout, check_pool, check_window
@@ -39,8 +39,8 @@ class Outcome:
 class SGLangHost:
     """The rows of one scheduler batch, a round at a time. A row's identity is its request's id."""
 
-    def __init__(self, target: Any, draft: Any | None, requests: Requests, history: bool) -> None:
-        """`target`, `draft`: SGLang's workers; `history`: keep the requests' texts on the device."""
+    def __init__(self, target: Any, draft: Any | None, requests: Requests, required: frozenset[Need]) -> None:
+        """`target`, `draft`: SGLang's workers; `required`: what the drafters that may be chosen need, together."""
         runner = target.model_runner
         self.target, self.draft, self.requests = target, draft, requests
         self.algorithm = runner.spec_algorithm
@@ -54,8 +54,10 @@ class SGLangHost:
             check_pool(worker.model_runner.token_to_kv_pool)
             check_window(worker.model_runner.sliding_window_size, self.device.type)
         self.kv_bytes = _bytes_per_token(self.allocator.get_kvcache())
+        history = bool(required & {Need.HISTORY, Need.MODEL_RUNNER})
         self.text = TextStore(self.pool.req_to_token, self.vocab_size) if history else None
-        known = {Need.TARGET_RUNNER} | ({Need.HISTORY} if history else set())
+        self._keeps_logits = Need.TARGET_PASS in required
+        known = {Need.TARGET_RUNNER, Need.TARGET_PASS} | ({Need.HISTORY} if history else set())
         self.capabilities = frozenset(known | ({Need.MODEL_RUNNER} if draft is not None else set()))
         self.runners: list[SelfRunner] = []
         self.graphs = Graphs()
@@ -104,7 +106,7 @@ class SGLangHost:
         generated = length + 1 - len(req.origin_input_ids)
         return req.sampling_params.max_new_tokens - generated
 
-    def runner(self, model: Any | None, policy: KVPolicy) -> DraftRunner:
+    def runner(self, model: Any | None, policy: KVPolicy, skipped: SkippedLayers | None = None) -> DraftRunner:
         """The target (None) or the server's draft model, drafting over what `policy` selects."""
         check_layout(policy)
         if model is not None and self.draft is None:
@@ -135,7 +137,9 @@ class SGLangHost:
             result = self.target.forward_batch_generation(schedule, is_verify=True)
         logits = result.logits_output.next_token_logits
         self._result = result
-        return logits.view(batch.num_rows, nodes, -1)
+        logits = logits.view(batch.num_rows, nodes, -1)
+        # who is given them looks a round later, when a graph may have been replayed over them
+        return logits.clone() if self._keeps_logits else logits
 
     def distributions(self, batch: Batch, logits: Tensor, trees: TreeBatch) -> Targets:
         """Penalties, grammar and logit bias in SGLang's order at every node, then the sampling law."""

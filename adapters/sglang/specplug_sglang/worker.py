@@ -17,7 +17,7 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_utils import record_stream_for_v2_verify
 from torch import Tensor
 
-from specplug import Need, OptionError, Round, run_round
+from specplug import OptionError, Round, run_round
 from specplug.drafters import ModelDraft
 from specplug.random import VERIFY_STREAM, draw, uniforms
 from specplug.speculator import Speculator
@@ -84,11 +84,10 @@ class SpecplugWorker(BaseSpecWorker):
             )
         self.speculator, self.failure = speculator, None
         self._pending.clear()
-        needs = {need for drafter in speculator.drafters for need in drafter.needs}
+        required = frozenset().union(*(drafter.required for drafter in speculator.drafters))
         seed = speculator.seed
         requests = Requests(self._target_worker.random_seed if seed is None else seed)
-        history = bool(needs & {Need.HISTORY, Need.MODEL_RUNNER})
-        self.host = SGLangHost(self._target_worker, self._draft_worker, requests, history)
+        self.host = SGLangHost(self._target_worker, self._draft_worker, requests, required)
         self.host.graphs = self._graphs
         if self._draft_prompts is not None:
             self.host.draft_cache, self._draft_prompts.idle = self._draft_prompts.cache, 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specplug import Batch, Commit, Need, Targets, TreeBatch, Verdict
+from specplug.host import SkippedLayers
 from specplug.kv_policies import KVPolicy
 from specplug.random import row_seeds
 from specplug_conformance.request import Request
@@ -22,7 +23,7 @@ SCRATCH = 64  # slots behind a row's committed ones, for tree nodes
 class ToyHost:
     """Rows of one request. A row's identity is its index there; slot p of its cache holds position p."""
 
-    capabilities = frozenset({Need.HISTORY, Need.TARGET_RUNNER, Need.MODEL_RUNNER})
+    capabilities = frozenset({Need.HISTORY, Need.TARGET_RUNNER, Need.MODEL_RUNNER, Need.TARGET_PASS})
     key: Hashable = "toy"
     identity = ("toy", "cpu", "float64")
     weight_bytes = 0.0
@@ -70,7 +71,7 @@ class ToyHost:
             history_starts=torch.zeros_like(ends),
         )
 
-    def runner(self, model: Any | None, policy: KVPolicy) -> ToyRunner:
+    def runner(self, model: Any | None, policy: KVPolicy, skipped: SkippedLayers | None = None) -> ToyRunner:
         self.runners.append(ToyRunner(self, model, policy))
         return self.runners[-1]
 

@@ -97,6 +97,7 @@ class ToySubject:
     """Everything that the suite can ask for; its rows are not padded."""
 
     features = frozenset(Feature) - {Feature.PADDING}
+    capabilities = ToyHost.capabilities
 
     def world(self, seed: int, vocab: int, dtype: str) -> ToyWorld:
         return ToyWorld(seed, vocab, dtype)

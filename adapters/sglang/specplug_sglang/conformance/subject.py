@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from specplug import Round, Speculator
+from specplug import Need, Round, Speculator
 from specplug_conformance import Feature, Request, Watch
 from specplug_conformance.llama.world import LlamaWorld
 from specplug_sglang.conformance.scheduler import SteppedScheduler, start
@@ -165,6 +165,7 @@ class SGLangSubject:
     """Requests of one scheduler; it knows no float64, no padding and no processor that reads a prefix but its penalties."""
 
     features = frozenset(Feature) - {Feature.FLOAT64, Feature.PADDING, Feature.RULES}
+    capabilities = frozenset({Need.HISTORY, Need.TARGET_RUNNER, Need.MODEL_RUNNER, Need.TARGET_PASS})
 
     def world(self, seed: int, vocab: int, dtype: str) -> SGLangWorld:
         disable_progress_bar()
