@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig
 from specplug import Drafter, Speculator
 from specplug_hf import runners, step, store
 from specplug_hf.host import HFHost
+from specplug_hf.views import FullView, RingView
 
 LENGTH, NEW = 11, 10
 
@@ -199,9 +200,9 @@ class Watch:
             expected = fresh(it.model, committed, torch.cat([prompt_positions, later]))
             self._close(it.store, place, expected)
             for runner in it.runners:
-                if isinstance(runner, runners.SelfRunner) and isinstance(runner.view, runners.RingView):
+                if isinstance(runner, runners.SelfRunner) and isinstance(runner.view, RingView):
                     self._ring(it, runner, place)
-                if isinstance(runner, runners.ModelRunner) and isinstance(runner.view, runners.FullView):
+                if isinstance(runner, runners.ModelRunner) and isinstance(runner.view, FullView):
                     self._draft(it, runner, place, row)
 
     def _close(self, kept: Any, place: int, expected: list[tuple[Tensor, Tensor]]) -> None:
@@ -214,7 +215,7 @@ class Watch:
 
     def _ring(self, it: HFHost, runner: Any, place: int) -> None:
         """What the ring holds of the target's keys stands where the view says."""
-        kept = runner._copied[place]
+        kept = runner._sparse.copied[place]
         # the draft has read the root besides, at the place of the oldest
         positions = torch.tensor([*range(min(runner.view.sink, kept)), *range(runner.view.oldest(kept + 1), kept)])
         slots = runner.view.slots(positions)

@@ -30,10 +30,14 @@ NAME = "specplug"
 _UNSERVED = frozenset({"softcap", "s_aux", "position_bias", "sinks", "cache"})
 
 
+QueryWatch = Callable[[nn.Module, Tensor, "float | None"], None]
+
+
 class _Current(threading.local):
     step: Step | PagedStep | None = None
     kernel: str = "auto"
     own: bool = False  # the model's own attention must serve (weights were asked for, or ours lacks something)
+    watch: QueryWatch | None = None  # sees every query
 
 
 _current = _Current()
@@ -114,6 +118,16 @@ class _OurForward:
             self._swap._leave()
 
 
+@contextmanager
+def watch_queries(watch: QueryWatch) -> Iterator[None]:
+    """Show `watch` every layer's query [B, Hq, n, D] of this thread's forwards within, with its module and its scale."""
+    before, _current.watch = _current.watch, watch
+    try:
+        yield
+    finally:
+        _current.watch = before
+
+
 def original_implementation(config: Any) -> str:
     """The implementation that `config` named before a forward of ours began."""
     with _lock:  # or our own name might be seen, put there by another thread, after it took its note away
@@ -134,6 +148,8 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: query [B, Hq, n, D], key and value [B, Hkv, T, D] -> ([B, n, Hq, Dv], weights)."""
     step = _current.step
+    if _current.watch is not None:
+        _current.watch(module, query, scaling)
     if isinstance(step, PagedStep):
         return step.attend(query, key, value, _rule(query, scaling, kwargs)), None
     if step is None or _current.own or _asks_for_more(kwargs):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,6 +26,7 @@ from specplug_hf.support import (
     unwrapped,
     wants_own_attention,
 )
+from specplug_hf.translation import TranslatedDraft, Translation, translation_between, translation_by_name
 from specplug_kernels import available_kernels
 
 logger = logging.getLogger(__name__)
@@ -55,23 +58,58 @@ def node_forward(model: PreTrainedModel, kernel: str = "auto", own: bool = False
     return NodeForward(model, swap)
 
 
-def prepare_draft(draft: Any, target: PreTrainedModel, vocab_size: int, kernel: str = "auto") -> NodeForward:
-    """The node forward of `draft` (a model or a path), fit to draft for `target`, or a `SpecplugError`."""
-    if isinstance(draft, str | os.PathLike):
+@dataclass(frozen=True, slots=True)
+class PreparedDraft:
+    """A draft model's forward, and how its tokens are the target's; None: they are the same."""
+
+    forward: NodeForward
+    translation: Translation | None
+
+
+def prepare_draft(draft: Any, target: PreTrainedModel, vocab_size: int, kernel: str = "auto") -> PreparedDraft:
+    """`draft` (a model, a path, a `TranslatedDraft`), fit to draft for `target`, or a `SpecplugError`."""
+    if isinstance(draft, TranslatedDraft):
+        model: Any = unwrapped(draft.model)
+    elif isinstance(draft, str | os.PathLike):
         model = _loaded(os.fspath(draft), target.dtype, device_of(target))
     else:
         model = unwrapped(draft)
     if not isinstance(model, PreTrainedModel):
         raise OptionError(f"A draft must be a PreTrainedModel or a path, got {type(draft).__name__}.")
     check_architecture(model, role="draft")
-    check_vocabularies(vocab_size, model.config.get_text_config(decoder=True).vocab_size)
     check_cache(DynamicCache(config=model.config.get_text_config(decoder=True)))
-    return node_forward(model, kernel)
+    translation = _translation(draft, model, target, vocab_size)
+    return PreparedDraft(node_forward(model, kernel), translation)
+
+
+_translations: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, Translation]] = weakref.WeakKeyDictionary()
+
+
+def _translation(draft: Any, model: PreTrainedModel, target: PreTrainedModel, vocab_size: int) -> Translation | None:
+    """How tokens are translated, made once for a draft and its target's tokenizer; None for one vocabulary."""
+    sizes = vocab_size, model.config.get_text_config(decoder=True).vocab_size
+    given = isinstance(draft, TranslatedDraft)
+    if not given and not differ(*sizes):
+        return None
+    key = (draft.tokenizer, draft.target_tokenizer) if given else (target.name_or_path, model.name_or_path)
+    known = _translations.get(model)
+    if known is None or known[0] != key:
+        if given:
+            made = translation_between(draft.target_tokenizer, draft.tokenizer, *sizes)
+        else:
+            made = translation_by_name(target, model, sizes)
+        _translations[model] = known = (key, made.to(device_of(model)))
+    return known[1]
+
+
+def differ(target: int, draft: int) -> bool:
+    """Whether vocabularies of these sizes differ by more than padding."""
+    return abs(target - draft) > _PADDING_SHARE * max(target, draft)
 
 
 def check_vocabularies(target: int, draft: int) -> None:
     """Raise `UnsupportedError` unless the sizes are equal or differ by padding only."""
-    if abs(target - draft) > _PADDING_SHARE * max(target, draft):
+    if differ(target, draft):
         raise UnsupportedError(
             f"Target and draft have different vocabularies: {target} and {draft} tokens. Use a draft with the target's "
             "tokenizer."

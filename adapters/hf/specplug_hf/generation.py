@@ -18,18 +18,22 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specplug import OptionError, Round, Speculator, run_round
-from specplug.drafters import ModelDraft, SelfDraft
+from specplug.drafters import ModelDraft
 from specplug.errors import unknown_name
+from specplug.kv_policies import Full
 from specplug.random import row_seeds
 from specplug.round import accept
 from specplug.tree import roots_only
 from specplug_hf.assistant import speculator_of
+from specplug_hf.capabilities import capabilities_of
 from specplug_hf.completion import complete, export_cache
 from specplug_hf.draft import node_forward, prepare_draft
 from specplug_hf.extras import Extras
 from specplug_hf.host import HFHost, Prompt
 from specplug_hf.identity import identity_of
 from specplug_hf.kernels import KERNELS
+from specplug_hf.observed import observed_for
+from specplug_hf.policies import check_policy_fits
 from specplug_hf.prefill import check_cache, positions_read, slots_of, take_over
 from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
@@ -37,7 +41,6 @@ from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.store import KVStore
 from specplug_hf.support import check_architecture, check_positions, check_request
-from specplug_hf.views import view_of
 
 SCRATCH = 64  # slots beyond the prompt that a store starts with
 
@@ -153,20 +156,24 @@ class Generation:
             raise OptionError(f"seed: {len(seed)} seeds for {rows} rows; give one, or one for each row.")
         if kernel not in KERNELS:
             raise unknown_name("kernel", kernel, tuple(KERNELS))
-        self.speculator.check(HFHost.capabilities, vocab_size, HFHost.__name__, identity_of(self.model))
-        for drafter in self.speculator.drafters:
-            if isinstance(drafter, ModelDraft | SelfDraft):
-                view_of(drafter.kv_policy)
-            if isinstance(drafter, ModelDraft):
-                forward = prepare_draft(drafter.model, self.model, vocab_size, kernel)
-                check_positions(forward.model, self.config.max_length, "draft")
+        capabilities = capabilities_of(self.model)
+        self.speculator.check(capabilities, vocab_size, HFHost.__name__, identity_of(self.model))
+        required = self.speculator.required(capabilities, HFHost.__name__)
+        self.observed = observed_for(self.model, self.speculator.drafters, required)
+        for part in (part for drafter in self.speculator.drafters for part in drafter.parts):
+            drafting = self.model
+            if isinstance(part, ModelDraft):
+                drafting = prepare_draft(part.model, self.model, vocab_size, kernel).forward.model
+                check_positions(drafting, self.config.max_length, "draft")
+            check_policy_fits(getattr(part, "kv_policy", Full()), drafting)
 
     def prefill(self, streamer: Any) -> None:
         """Run the prompt as transformers does, and take its cache over."""
         start = perf_counter()
-        with positions_read(self.model) as self._positions:
+        with positions_read(self.model) as self._positions, self.observed.reading_prompt():
             output = self.model._prefill(self.input_ids, self.config, self.kwargs, is_first_iteration=True)
         prompt = self._take_over(self.kwargs["past_key_values"])
+        self.observed.settle_prompt(self._trailing(prompt), self.input_ids.device)
         self.seconds_prefill = perf_counter() - start
         self.prefill_output = output
         self._logits = output.logits[:, -1:].to(copy=True, dtype=torch.float32, device=self.input_ids.device)
@@ -180,7 +187,7 @@ class Generation:
         )
         self.host = HFHost(
             self.forward, prompt, self.progress, self.processors, self.records,
-            self._seeds(), self._logits.shape[-1], self.speculator.kernel, self.extras,
+            self._seeds(), self._logits.shape[-1], self.speculator.kernel, self.extras, self.observed,
         )  # fmt: skip
 
     def _take_over(self, cache: DynamicCache) -> Prompt:
@@ -203,6 +210,12 @@ class Generation:
             columns=columns,
             slots=slots,
         )
+
+    def _trailing(self, prompt: Prompt) -> list[int]:
+        """Columns of each row from its last masked one on."""
+        if prompt.slots is None:
+            return prompt.lengths
+        return (prompt.slots >= 0).long().flip(1).cumprod(1).sum(1).tolist()
 
     def _next_position(self, rows: int) -> Tensor:
         """Position id of the first new token, as plain generation counts on: [B0] or [k, B0]."""

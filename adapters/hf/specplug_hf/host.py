@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specplug import Batch, Commit, Need, Targets, TreeBatch, Verdict
+from specplug import Batch, Commit, Targets, TreeBatch, Verdict
 from specplug.drafters import Drafter
-from specplug.host import DraftRunner
+from specplug.host import DraftRunner, SkippedLayers
 from specplug.kv_policies import KVPolicy
+from specplug_hf.capabilities import capabilities_of
 from specplug_hf.draft import prepare_draft
 from specplug_hf.extras import Extras
 from specplug_hf.graphs.recording import recorder_of
 from specplug_hf.graphs.rounds import RecordedRounds, recorded_rounds
 from specplug_hf.identity import identity_of, weight_bytes
 from specplug_hf.nodes import NodeForward
+from specplug_hf.observed import Observed
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
@@ -45,8 +47,6 @@ class Prompt:
 class HFHost:
     """Rows of one `generate` call. A row's identity is its index in the call; finished rows leave the batch."""
 
-    capabilities = frozenset({Need.HISTORY, Need.TARGET_RUNNER, Need.MODEL_RUNNER})
-
     def __init__(
         self,
         forward: NodeForward,
@@ -58,10 +58,12 @@ class HFHost:
         vocab_size: int,
         kernel: str,
         extras: Extras,
+        observed: Observed,
     ) -> None:
         self.forward, self.progress, self.processors, self.records = forward, progress, processors, records
-        self.kernel, self.extras = kernel, extras
+        self.kernel, self.extras, self.queries, self.hidden_states = kernel, extras, observed.queries, observed.hidden
         self.model: PreTrainedModel = forward.model
+        self.capabilities = capabilities_of(self.model)
         self.vocab_size = vocab_size
         self.device = progress.ids.device
         self.key: Hashable = (id(self.model), self.model.dtype, str(self.device))
@@ -107,6 +109,7 @@ class HFHost:
             history=ids,
             history_ends=ends,
             history_starts=torch.tensor([self._starts[row] for row in rows], device=self.device),
+            hidden=None if self.hidden_states is None else self.hidden_states.newest,
         )
 
     def prompt_batch(self) -> Batch:
@@ -127,10 +130,10 @@ class HFHost:
         """First and one-past-last history column of every row in the batch."""
         return [self._starts[row] for row in self.rows], [self.progress.ends[row] for row in self.rows]
 
-    def runner(self, model: Any | None, policy: KVPolicy) -> DraftRunner:
-        """The target (None) or another model, drafting over what `policy` selects."""
+    def runner(self, model: Any | None, policy: KVPolicy, skipped: SkippedLayers | None = None) -> DraftRunner:
+        """The target (None) or another model, drafting over what `policy` selects, without the sublayers `skipped`."""
         if model is None:
-            runner: Any = SelfRunner(self, policy)
+            runner: Any = SelfRunner(self, policy, skipped)
         else:
             runner = ModelRunner(self, prepare_draft(model, self.model, self.vocab_size, self.kernel), policy)
         self.runners.append(runner)
@@ -148,7 +151,8 @@ class HFHost:
             logits = self.recorded.verify(batch, trees)
             if logits is not None:
                 return logits
-        output = self.read(batch.lengths, trees)
+        with self.queries.verifying() if self.queries is not None else nullcontext():
+            output = self.read(batch.lengths, trees)
         columns = self.attention_columns(self.rows, self.lengths, trees) if self.records.attentions else None
         self.records.keep_forward(output, columns)
         return output.logits
@@ -195,6 +199,8 @@ class HFHost:
         kept = [min(a, n - 1) for a, n in zip(accepted, counts, strict=True)]
         for runner in self.runners:
             runner.commit(verdict, kept)
+        for observer in self._observers:
+            observer.commit(verdict.path, counts)
         self.records.add(self.rows, verdict.path, counts)
         self.lengths = [length + n for length, n in zip(self.lengths, counts, strict=True)]
         self.progress.advance(self.records.scores_so_far)
@@ -212,9 +218,16 @@ class HFHost:
         with ExitStack() as stack:
             for forward in {id(f): f for f in (self.forward, *(runner.forward for runner in self.runners))}.values():
                 stack.enter_context(forward.held())
+            if self.hidden_states is not None:
+                stack.enter_context(self.hidden_states.watching())
             yield
 
     # --- how it is done
+
+    @property
+    def _observers(self) -> list[Any]:
+        """What is kept of the target's forwards for drafters and policies."""
+        return [observer for observer in (self.queries, self.hidden_states) if observer is not None]
 
     def _keep_path(self, trees: TreeBatch, verdict: Verdict, counts: list[int]) -> None:
         """Move the accepted nodes' KV from scratch to the row's end; a chain's stands there already."""
@@ -271,8 +284,8 @@ class HFHost:
         """Only the batch rows `keep` stay."""
         index = torch.tensor(keep, device=self.device)
         self.store.keep_rows(keep)
-        for runner in self.runners:
-            runner.keep_rows(keep)
+        for follower in (*self.runners, *self._observers):
+            follower.keep_rows(keep)
         self.rows = [self.rows[place] for place in keep]
         self.lengths = [self.lengths[place] for place in keep]
         self._seeds = self._seeds[index]

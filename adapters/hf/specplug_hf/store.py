@@ -1,4 +1,4 @@
-"""Preallocated keys and values of all layers, every row at its own length, grown by doubling; nothing is concatenated."""
+"""Preallocated keys and values of all layers, every row at its own length, grown ahead of need; nothing is concatenated."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class KVStore:
     def __init__(self, prompt: Sequence[LayerKV], capacity: int) -> None:
         """Room for `capacity` slots a row in the shape of `prompt`, whose contents are not copied."""
         self.capacity = capacity
+        self._expected: int | None = None
         self.num_layers = len(prompt)
         self.num_rows = prompt[0][0].shape[0]
         self._groups: list[_Group] = []
@@ -85,16 +86,28 @@ class KVStore:
             self.keys[layer][row].index_copy_(1, where[row][kept], keys[row][:, kept])
             self.values[layer][row].index_copy_(1, where[row][kept], values[row][:, kept])
 
+    def expect(self, slots: int) -> None:
+        """No row will need more than `slots`, as far as anybody knows: growth ahead of need ends there."""
+        self._expected = slots
+
     def reserve(self, slots: int) -> None:
-        """Make room for at least `slots` a row, at least doubling when it must grow."""
+        """Make room for at least `slots` a row. When it must grow it doubles, but not beyond what is expected."""
         if slots <= self.capacity:
             return
-        capacity = max(slots, 2 * self.capacity)
+        capacity = self._enlarged(slots)
         for group in self._groups:
             group.keys = self._grown(group.keys, capacity)
             group.values = self._grown(group.values, capacity)
         self.capacity = capacity
         self._refresh()
+
+    def _enlarged(self, slots: int) -> int:
+        """The next capacity. Doubling copies every entry twice or so in all; whoever needs more than was expected after all
+        gets as much again of that, so that one slot more a round does not copy everything every round."""
+        ahead = 2 * self.capacity
+        if self._expected is not None:
+            ahead = min(ahead, self._expected + 2 * max(0, slots - self._expected))
+        return max(slots, ahead)
 
     def _grown(self, old: Tensor, capacity: int) -> Tensor:
         new = self._zeros(old, (*old.shape[:3], capacity, old.shape[4]))
@@ -125,10 +138,38 @@ class KVStore:
 
     def copy_from(self, other: KVStore, source: Tensor, target: Tensor) -> None:
         """Copy slots `source` [B, m] of `other`, of the same layers, to slots `target` [B, m] here."""
-        rows = torch.arange(self.num_rows, device=source.device)[:, None]
+        rows, regions = self._rows(source.device)[:, None], other._rows(source.device)[:, None]
         for mine, theirs in zip(self._groups, other._groups, strict=True):
-            mine.keys[:, rows, :, target] = theirs.keys[:, rows, :, source]
-            mine.values[:, rows, :, target] = theirs.values[:, rows, :, source]
+            mine.keys[:, rows, :, target] = theirs.keys[:, regions, :, source]
+            mine.values[:, rows, :, target] = theirs.values[:, regions, :, source]
+
+    def _rows(self, device: torch.device) -> Tensor:
+        """Where the batch's rows stand in the tensors: [B] int64."""
+        return torch.arange(self.num_rows, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first layer's keys are."""
+        return self.keys[0].device
+
+    def columns(self, layer: int, width: int) -> LayerKV:
+        """The first `width` slots of every row: keys [B, H, width, D] and values, a view where rows stand one after another."""
+        return self.keys[layer][:, :, :width], self.values[layer][:, :, :width]
+
+    def take(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor, rows: Tensor) -> None:
+        """Put `positions` [B, H or 1, K] of `keys`, `values` [B, H, T, D] into the first K slots of the batch rows `rows` [r].
+
+        A position of -1 stands for none: the slot is left as it is.
+        """
+        index = positions.expand(-1, keys.shape[1], -1)[..., None]
+        for mine, theirs in ((self.keys[layer], keys), (self.values[layer], values)):
+            slots = mine[:, :, : index.shape[2]]
+            found = theirs.gather(2, index.clamp(min=0).expand(-1, -1, -1, theirs.shape[3]))
+            slots[rows] = torch.where(index < 0, slots, found)[rows]
+
+    def rows_like(self, capacity: int) -> KVStore:
+        """An empty store of the same layers and rows, one row after another."""
+        return KVStore([self.columns(layer, 1) for layer in range(self.num_layers)], capacity)
 
     def like(self, capacity: int) -> KVStore:
         """An empty store of the same layers and rows."""

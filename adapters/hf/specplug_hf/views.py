@@ -43,8 +43,9 @@ class RingView:
     Scratch starts behind the ring, at one place for all rows: every shape is fixed.
     """
 
-    def __init__(self, sink: int, window: int) -> None:
-        self.sink, self.window = sink, window
+    def __init__(self, sink: int, window: int, reach: int | None = None) -> None:
+        """`reach`: how far before the root the sinks seem to stand at most; None: where they stand."""
+        self.sink, self.window, self.reach = sink, window, reach
         self.size = sink + window
 
     def fills(self, lengths: Sequence[int]) -> list[int]:
@@ -75,7 +76,8 @@ View = FullView | RingView
 def view_of(policy: KVPolicy) -> View:
     """How what `policy` selects is laid out: everything, or first positions and a window.
 
-    Raises `UnsupportedError` for a selection that would have to be gathered (per layer, per head, scattered anchors).
+    What a policy chooses by looking takes the first positions' place (sparse.py). Raises `UnsupportedError` for a selection of
+    scattered positions that a policy makes without looking.
     """
     selection = policy.select(torch.zeros(1, dtype=torch.int64))
     if selection is None:
@@ -87,4 +89,4 @@ def view_of(policy: KVPolicy) -> View:
             f"KV policy {type(policy).__name__} selects other positions than the first ones and a recent window, which "
             "the Hugging Face adapter cannot lay out; use 'streaming' or 'full'."
         )
-    return RingView(len(sinks), selection.window)
+    return RingView(len(sinks), selection.window, selection.reach)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from specplug import Speculator
+from specplug import Need, Speculator
 from specplug_conformance import Feature, Request, Watch
 from specplug_conformance.llama.world import LlamaWorld
 from specplug_hf import attention, patch
@@ -42,6 +42,7 @@ class HFSubject:
     """Rows of one `generate` call all begin together, and end when they end."""
 
     features = frozenset(Feature) - {Feature.JOINS, Feature.LEAVES, Feature.READS}
+    capabilities = frozenset(Need)
 
     def world(self, seed: int, vocab: int, dtype: str) -> HFWorld:
         return HFWorld(seed, vocab, dtype)

@@ -39,7 +39,7 @@ class RecordedRounds:
     def install(self, drafters: Sequence[Drafter]) -> None:
         """Let the working copies `drafters` of self-drafting over a window draft by replays."""
         for drafter in drafters:
-            if isinstance(drafter, SelfDraft) and drafter.kv_policy.budget is not None:
+            if isinstance(drafter, SelfDraft) and drafter.budget is not None and not drafter.kv_policy.needs:
                 drafter.draft = partial(self.draft, drafter, drafter.draft)  # type: ignore[method-assign]
 
     def draft(self, drafter: Any, draft: Any, request: DraftRequest) -> TreeBatch:
@@ -83,16 +83,14 @@ def why_eager(host: HFHost, recorder: Recorder | None) -> str | None:
     """Why a generation's rounds are not recorded, as a clause; None if they are."""
     if recorder is None:
         return f"nothing is recorded on {host.device.type}"
-    if not isinstance(host.store, PagedStore):
-        return "its cache is not paged"
-    if host.records.forward_flags:
-        return "hidden states or attention weights are to be returned"
-    if host.extras.for_nodes(host.rows, 1):
-        return "the model takes inputs beside tokens"
-    devices = {keys.device for keys in host.store.keys}
-    if devices != {host.device}:
-        return "its layers are on several devices"
-    return None
+    obstacles = {
+        "its cache is not paged": not isinstance(host.store, PagedStore),
+        "a drafter looks at its queries or hidden states": host.queries is not None or host.hidden_states is not None,
+        "hidden states or attention weights are to be returned": bool(host.records.forward_flags),
+        "the model takes inputs beside tokens": bool(host.extras.for_nodes(host.rows, 1)),
+        "its layers are on several devices": {keys.device for keys in host.store.keys} != {host.device},
+    }
+    return next((cause for cause, true in obstacles.items() if true), None)
 
 
 def recorded_rounds(host: HFHost, recorder: Recorder | None) -> RecordedRounds | None:

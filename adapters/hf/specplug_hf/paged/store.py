@@ -48,11 +48,26 @@ class PagedStore(KVStore):
         """What reads it in a forward that is recorded: FlashInfer plans every forward anew on the host."""
         return "torch" if self.kernel == "torch" else "triton"
 
+    def expect(self, slots: int) -> None:
+        super().expect(_whole_pages(slots))
+
     def reserve(self, slots: int) -> None:
         super().reserve(_whole_pages(slots))
 
     def row(self, place: int) -> list[LayerKV]:
         return super().row(self.regions[place])
+
+    def _rows(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.regions, device=device)
+
+    def columns(self, layer: int, width: int) -> LayerKV:
+        """See `KVStore.columns`; a copy if a row has left before another."""
+        keys, values = super().columns(layer, width)
+        rows = len(self.regions)
+        if self.regions == list(range(rows)):
+            return keys[:rows], values[:rows]
+        regions = self._rows(keys.device)
+        return keys[regions], values[regions]
 
     def _moved(self) -> None:
         self.stamp += 1
