@@ -10,7 +10,8 @@ Public operations on a cache with a place for every row:
 
 On a paged cache:
 
-- :func:`paged_rows`, :class:`ScoreRule`: where the rows stand, and what a layer does with its scores.
+- :func:`paged_rows`, :class:`PagedShape`, :class:`ScoreRule`: where the rows stand, what the layers have in common, and
+  what one does with its scores.
 - :func:`plan_paged_attention`: attention of tree nodes over pages, a :class:`PagedAttention` planned once a forward and
   called by every layer; :func:`explain_paged` says which backend serves it, :func:`paged_tree_attention` is one call.
 - :func:`commit_paged_kv`: move accepted slots to their final place.
@@ -27,13 +28,14 @@ from specplug_kernels.dispatch import available_kernels, explain, tree_attention
 from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, write_kv
 from specplug_kernels.paged_choice import PAGED_KERNELS
 from specplug_kernels.paged_dispatch import explain_paged, paged_tree_attention, plan_paged_attention
-from specplug_kernels.paging import PagedAttention, PagedRows, ScoreRule, ancestor_bitmap, paged_rows
+from specplug_kernels.paging import PagedAttention, PagedRows, PagedShape, ScoreRule, ancestor_bitmap, paged_rows
 from specplug_kernels.reference import tree_attention_reference
 
 __all__ = [
     "PAGED_KERNELS",
     "PagedAttention",
     "PagedRows",
+    "PagedShape",
     "ScoreRule",
     "ancestor_bitmap",
     "available_kernels",

@@ -8,7 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from specplug_kernels import tree_attention_native
 from specplug_kernels.reference import tree_attention_reference
+from specplug_kernels.tree_attention_native import native
 from specplug_kernels.tree_attention_sdpa import sdpa, split
 from specplug_kernels.tree_attention_torch import is_joinable, packed, widened
 
@@ -23,6 +25,9 @@ LONG_HEAD_DIM = 128
 LONG_ROWS = 4
 LONG_COLUMNS = 2048
 """Vectors of so many numbers: up to so many rows two matmuls take 0.65 to 0.8 of the fused kernel's time, from 6 rows on the same."""
+NATIVE_ROWS = {torch.float32: 64, torch.bfloat16: 64, torch.float16: 256}
+"""Packed rows up to which the compiled kernel takes less time than any of torch's (AVX2, one thread: half to nine tenths of the best in
+fp32 and bf16, less in fp16); at twice as many fp32 and bf16 are the same."""
 
 
 def tree_attention(
@@ -54,7 +59,7 @@ def tree_attention(
         fp32 (fp64 for fp64). No argument is modified.
 
     Raises:
-        ValueError: an unknown kernel; heads, prefix or bias that do not fit.
+        ValueError: an unknown kernel; heads, prefix or bias that do not fit; ``"native"`` where it cannot serve, and why.
     """
     columns = key.shape[2]
     if query.shape[1] % key.shape[1]:
@@ -70,9 +75,7 @@ def tree_attention(
     elif prefix == columns:
         bias = None
     if kernel == "auto":
-        joinable = is_joinable(key) and is_joinable(value)
-        backend, _ = _choose(query.shape, key.shape, query.dtype, query.device.type, joinable)
-        return backend(query, key, value, prefix, bias, scale)
+        return _auto(query, key, value, prefix, bias, scale)
     try:
         backend = _BACKENDS[kernel]
     except KeyError:
@@ -92,15 +95,60 @@ def explain(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> str:
-    """Which backend ``"auto"`` picks on a device for a query ``[B, Hq, n, D]`` and a key ``[B, Hkv, T, D]``, and why."""
-    backend, reason = _choose(query_shape, key_shape, dtype, torch.device(device).type)
-    return f"{backend.__name__}: {reason}"
+    """Which backend ``"auto"`` picks on a device for a query ``[B, Hq, n, D]`` and a key ``[B, Hkv, T, D]``, and why.
+
+    For tensors as they usually are: values like the keys, and no gradients. Like the first call itself, it may compile.
+    """
+    device_type, dim = torch.device(device).type, query_shape[3]
+    obstacle = _better_torch(query_shape, key_shape, dim, dtype, device_type)
+    if obstacle is None:
+        rows = tree_attention_native.packed_rows(query_shape, key_shape)
+        return f"{native.__name__}: {rows} packed rows of {dim}: one compiled pass over the cache"
+    backend, reason = _choose_torch(query_shape, key_shape, dtype, device_type)
+    return f"{backend.__name__}: {reason}" + ("" if device_type != "cpu" else f" (not native: {obstacle})")
 
 
-def _choose(
+def _auto(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:
+    """What is asked in every layer of every forward: in the order of what it costs, and no reason is put into words in vain."""
+    compiled = tree_attention_native
+    if (
+        _better_torch(query.shape, key.shape, value.shape[3], query.dtype, query.device.type) is None
+        and compiled.why_not_tensors(query, key, value, bias) is None
+        and not compiled.wants_gradients(query, key, value, bias)
+    ):
+        return compiled.run(query, key, value, prefix, bias, scale)
+    joinable = is_joinable(key) and is_joinable(value)
+    backend, _ = _choose_torch(query.shape, key.shape, query.dtype, query.device.type, joinable)
+    return backend(query, key, value, prefix, bias, scale)
+
+
+def _better_torch(
+    query_shape: Sequence[int], key_shape: Sequence[int], value_dim: int, dtype: torch.dtype, device_type: str
+) -> str | None:
+    """Why torch is better than the compiled kernel; ``None`` if it is not.
+
+    Whether there is a library comes before the number of rows: it is built while a prompt is read, not in the first round.
+    """
+    compiled = tree_attention_native
+    obstacle = (
+        compiled.why_not_sizes(dtype, device_type, query_shape[3], value_dim)
+        or compiled.why_no_library(dtype)
+        or compiled.why_slow(torch.get_num_threads())
+    )
+    if obstacle is not None:
+        return obstacle
+    rows, most = compiled.packed_rows(query_shape, key_shape), NATIVE_ROWS[dtype]
+    if rows > most:
+        return f"{rows} packed rows, more than {most}"
+    if dtype not in _FULL_PRECISION and _multiplies(dtype):
+        return f"the processor multiplies in {dtype}, and on such a one it was not measured"
+    return None
+
+
+def _choose_torch(
     query_shape: Sequence[int], key_shape: Sequence[int], dtype: torch.dtype, device_type: str, joinable: bool = True
 ) -> tuple[Backend, str]:
-    """The rules of ``"auto"``; thresholds measured with ``python -m specplug_kernels.bench``."""
+    """The rules among torch's backends; thresholds measured with ``python -m specplug_kernels.bench``."""
     if device_type != "cpu":
         return sdpa, "the fused kernel is the one for other devices"
     groups, columns, dim = query_shape[1] // key_shape[1], key_shape[0] * key_shape[2], query_shape[3]
@@ -158,4 +206,5 @@ _BACKENDS: dict[str, Backend] = {
     "widened": widened,
     "split": split,
     "sdpa": sdpa,
+    "native": native,
 }

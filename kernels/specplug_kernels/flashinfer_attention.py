@@ -12,30 +12,19 @@ from torch import Tensor
 
 from specplug_kernels import flashinfer_wrappers
 from specplug_kernels.flashinfer_bitmap import jit_arguments, run_arguments
+from specplug_kernels.flashinfer_failure import FlashInferError, UnplannedError
 from specplug_kernels.flashinfer_graph import FlashInferGraph
 from specplug_kernels.flashinfer_layout import Span, committed_pages, slot_table
 from specplug_kernels.flashinfer_paths import FLASHINFER_PATHS
 from specplug_kernels.flashinfer_tensors import flat_queries, flat_slots, slots_a_page, unfit_pools
 from specplug_kernels.flashinfer_wrappers import Wrapper, workspace_bytes
-from specplug_kernels.paging import PagedRows, ScoreRule, check_paged
+from specplug_kernels.paging import PagedRows, PagedShape, ScoreRule, check_paged
 
 NOTHING_SEEN = -4.9e4
 """A query that sees nothing has a log-sum-exp of -50000 plus the logarithm of how many entries were hidden; from 0.7 on, -inf
 (math.cuh, inf)."""
 MERGE_THREADS = 1024
 """The merge kernel gives a vector of 8 elements a thread, and all heads a block (cascade.cuh, MergeStateInPlace)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What all layers of a plan have in common."""
-
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    page_size: int
-    dtype: torch.dtype
-    device: torch.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +48,7 @@ class FlashInferAttention:
 
     rows: PagedRows
     lengths: tuple[int, ...]
-    shape: Shape
+    shape: PagedShape
     path: str
     graph: FlashInferGraph | None
     _planned: dict[_Part, Wrapper] = field(default_factory=dict, init=False, repr=False)
@@ -101,7 +90,8 @@ class FlashInferAttention:
 
         Raises:
             ValueError: what :meth:`why_not` says.
-            RuntimeError: a kernel that was not planned before a CUDA graph was captured.
+            FlashInferError: a kernel that FlashInfer cannot build or run here.
+            UnplannedError: a kernel that was not planned before a CUDA graph was captured.
         """
         check_paged(query, key_pages, value_pages, self.rows, rule)
         reason = self.why_not(query, key_pages, value_pages, rule)
@@ -110,7 +100,12 @@ class FlashInferAttention:
         if query.numel() == 0:
             return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=torch.float32)
         window = self._effective(rule.window)
-        out, lse = self._attend(flat_queries(query), key_pages, value_pages, rule, window)
+        try:
+            out, lse = self._attend(flat_queries(query), key_pages, value_pages, rule, window)
+        except (torch.OutOfMemoryError, UnplannedError):
+            raise
+        except Exception as error:  # whatever its builds, its loader and its checks raise
+            raise FlashInferError(self.shape, error) from error
         if self.graph is not None or window is not None or min(self.lengths) == 0:  # else all see a committed token
             blind = lse < NOTHING_SEEN
             out.masked_fill_(blind[..., None], 0.0)
@@ -141,7 +136,7 @@ class FlashInferAttention:
     def _run(self, part: _Part, query: Tensor, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if part not in self._planned:
             if query.is_cuda and torch.cuda.is_current_stream_capturing():
-                raise RuntimeError("call this layer once outside the CUDA graph: what it needs has not been planned")
+                raise UnplannedError("call this layer once outside the CUDA graph: what it needs has not been planned")
             self._plan(part)
         extra = run_arguments(self._bitmap, part.scale, part.cap) if part.mask == "bitmap" else ()
         out, lse = query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=torch.float32)
@@ -177,15 +172,7 @@ class FlashInferAttention:
         jit = None
         if part.mask == "bitmap":
             jit = jit_arguments(shape.dtype, shape.head_dim, capped=part.cap is not None)
-        packed_rows = shape.query_heads // shape.kv_heads * self.rows.num_queries
-        size = workspace_bytes(
-            shape.device,
-            shape.query_heads,
-            shape.kv_heads,
-            shape.head_dim,
-            packed_rows=packed_rows,
-            rows=self.rows.num_rows if captured else 0,
-        )
+        size = workspace_bytes(shape, queries=self.rows.num_queries, rows=self.rows.num_rows if captured else 0)
         if self.graph is None:
             return flashinfer_wrappers.borrow(shape.device, size, jit)
         pages = -(-self.graph.max_length // shape.page_size)

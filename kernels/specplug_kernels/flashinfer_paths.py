@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from specplug_kernels.paging import PagedShape
+
 FLASHINFER_PATHS = {
     "merge": "the committed tokens by a kernel without a mask, the tree by one with, merged by log-sum-exp",
     "mask": "committed tokens and tree by one kernel, with a mask over all of them",
@@ -18,20 +20,10 @@ DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128, 256)
 
 
-def why_not_flashinfer(
-    dtype: torch.dtype,
-    head_dim: int,
-    page_size: int,
-    device_type: str,
-    num_nodes: int,
-    groups: int,
-    path: str,
-    num_queries: int | None = None,
-) -> str | None:
+def why_not_flashinfer(shape: PagedShape, num_nodes: int, path: str, num_queries: int | None = None) -> str | None:
     """What keeps one of :data:`FLASHINFER_PATHS` from serving a forward, as a phrase; ``None`` if nothing does.
 
-    ``groups``: query heads a KV head. ``num_queries``: how many of the nodes ask, ``None``: all. The package is looked for,
-    not imported.
+    ``num_queries``: how many of the nodes ask, ``None``: all. The package is looked for, not imported.
 
     Raises:
         ValueError: an unknown path.
@@ -39,9 +31,9 @@ def why_not_flashinfer(
     if path not in FLASHINFER_PATHS:
         raise ValueError(f"unknown path {path!r} of FlashInfer; known: {', '.join(FLASHINFER_PATHS)}")
     queries = num_nodes if num_queries is None else num_queries
-    obstacles = [*_general(dtype, head_dim, page_size, device_type)]
+    obstacles = [*_general(shape)]
     if path == "bitmap":
-        obstacles += _of_bitmap(head_dim, num_nodes, queries, groups)
+        obstacles += _of_bitmap(shape, num_nodes, queries)
     return next(iter(obstacles), None)
 
 
@@ -50,25 +42,26 @@ def largest_tile(head_dim: int) -> int:
     return 128 if head_dim < 256 else 64
 
 
-def _general(dtype: torch.dtype, head_dim: int, page_size: int, device_type: str) -> Iterator[str]:
-    if device_type not in DEVICE_TYPES:
-        yield f"FlashInfer's kernels are for CUDA devices, not {device_type}"
+def _general(shape: PagedShape) -> Iterator[str]:
+    if shape.device.type not in DEVICE_TYPES:
+        yield f"FlashInfer's kernels are for CUDA devices, not {shape.device.type}"
     if importlib.util.find_spec("flashinfer") is None:
         yield "the flashinfer package is not installed (pip install 'specplug[flashinfer]' brings it)"
-    if dtype not in DTYPES:
-        yield f"FlashInfer's kernels take float16 and bfloat16, not {dtype}"
-    if head_dim not in HEAD_DIMS:
-        yield f"FlashInfer's kernels are built for head dimensions 64, 128 and 256, not {head_dim}"
-    if page_size < 1:
-        yield f"a page holds at least one token, not {page_size}"
+    if shape.dtype not in DTYPES:
+        yield f"FlashInfer's kernels take float16 and bfloat16, not {shape.dtype}"
+    if shape.head_dim not in HEAD_DIMS:
+        yield f"FlashInfer's kernels are built for head dimensions 64, 128 and 256, not {shape.head_dim}"
+    if shape.page_size < 1:
+        yield f"a page holds at least one token, not {shape.page_size}"
 
 
-def _of_bitmap(head_dim: int, num_nodes: int, queries: int, groups: int) -> Iterator[str]:
+def _of_bitmap(shape: PagedShape, num_nodes: int, queries: int) -> Iterator[str]:
     """See :mod:`~specplug_kernels.flashinfer_bitmap`; that parents stand before children is seen when it is planned."""
     if queries != num_nodes:
         yield f"the bitmap kernel wants all {num_nodes} nodes to ask, not {queries}"
-    if queries * groups > largest_tile(head_dim):
+    most, asked = largest_tile(shape.head_dim), queries * shape.groups
+    if asked > most:
         yield (
-            f"the bitmap kernel takes up to {largest_tile(head_dim)} packed rows (queries times query heads a KV head) with "
-            f"heads of {head_dim}, not {queries * groups}"
+            f"the bitmap kernel takes up to {most} packed rows (queries times query heads a KV head) with heads of "
+            f"{shape.head_dim}, not {asked}"
         )

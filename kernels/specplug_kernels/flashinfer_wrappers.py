@@ -18,6 +18,7 @@ import torch
 
 from specplug_kernels.flashinfer_layout import PackedMask, PageTable
 from specplug_kernels.flashinfer_paths import largest_tile
+from specplug_kernels.paging import PagedShape
 
 WORKSPACE_BYTES = 128 * 2**20
 """The size that FlashInfer recommends; more where a shape asks for more."""
@@ -116,18 +117,16 @@ def workspace(device: torch.device, size: int) -> torch.Tensor:
     return _workspaces[device]
 
 
-def workspace_bytes(
-    device: torch.device, query_heads: int, kv_heads: int, head_dim: int, *, packed_rows: int, rows: int
-) -> int:
+def workspace_bytes(shape: PagedShape, *, queries: int, rows: int) -> int:
     """The most that partial results of rows split among processors take (scheduler.cuh, PrefillPlan), in bytes.
 
-    ``packed_rows``: queries times query heads a KV head, of one row; ``rows``: the batch if it is captured in a CUDA graph,
-    which has room for every tile of queries, else 0.
+    ``queries``: of one row; ``rows``: the batch if it is captured in a CUDA graph, which has room for every tile of
+    queries, else 0.
     """
-    tile = largest_tile(head_dim)
-    tiles = -(-packed_rows * rows // tile) + rows
-    parts = max(CTAS_A_PROCESSOR * processors(device) // kv_heads, tiles)
-    return query_heads * parts * tile * (head_dim + 1) * 4 + 2**20
+    tile = largest_tile(shape.head_dim)
+    tiles = -(-queries * shape.groups * rows // tile) + rows
+    parts = max(CTAS_A_PROCESSOR * processors(shape.device) // shape.kv_heads, tiles)
+    return shape.query_heads * parts * tile * (shape.head_dim + 1) * 4 + 2**20
 
 
 def concrete(device: torch.device) -> torch.device:

@@ -6,11 +6,10 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from specplug_kernels.flashinfer_failure import failed_before
 from specplug_kernels.flashinfer_paths import why_not_flashinfer
 from specplug_kernels.paged_tiles import tile_sizes, why_not
-from specplug_kernels.paging import ScoreRule
+from specplug_kernels.paging import PagedShape, ScoreRule
 
 PAGED_KERNELS = ("auto", "torch", "triton", "flashinfer", "flashinfer-merge", "flashinfer-mask", "flashinfer-bitmap")
 """What ``kernel=`` accepts. ``"flashinfer"``: its best path for the shape."""
@@ -26,24 +25,15 @@ every column halves the speed (FlashInfer, issue 724)."""
 
 @dataclass(frozen=True, slots=True)
 class PagedCall:
-    """What all layers of a forward have in common."""
+    """One forward: its sizes, and of each row's n nodes the q that ask."""
 
+    shape: PagedShape
     num_queries: int
     num_nodes: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    page_size: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def groups(self) -> int:
-        return self.query_heads // self.kv_heads
 
     @property
     def packed_rows(self) -> int:
-        return self.groups * self.num_queries
+        return self.shape.groups * self.num_queries
 
 
 def choose(kernel: str, call: PagedCall) -> tuple[str, str]:
@@ -79,7 +69,7 @@ def _merit(name: str, call: PagedCall) -> list[str]:
     if name == "torch":
         return []
     if name == "triton":
-        tile = tile_sizes(rows, call.head_dim, call.dtype.itemsize)[0]
+        tile = tile_sizes(rows, call.shape.head_dim, call.shape.dtype.itemsize)[0]
         return [f"{rows} packed rows (queries times query heads a KV head), the cache read {-(-rows // tile)} times"]
     return [f"the fastest for {rows} packed rows, by a guess that no measurement has confirmed"]
 
@@ -89,39 +79,29 @@ def _flashinfer_order(call: PagedCall) -> tuple[str, ...]:
 
 
 def _obstacle(name: str, call: PagedCall, *, by_name: bool) -> str | None:
-    """Why a backend cannot serve, as a phrase; None if it can. Triton's interpreter serves a CPU only by name."""
+    """Why a backend cannot serve, as a phrase; None if it can. Only by name Triton's interpreter serves a CPU, and a FlashInfer
+    that has failed is tried again."""
     if name == "torch":
         return None
     if name == "triton":
         return _no_triton(call, by_name=by_name)
-    return _no_flashinfer(call, name)
+    obstacle = why_not_flashinfer(call.shape, call.num_nodes, flashinfer_path(name), num_queries=call.num_queries)
+    return obstacle if obstacle is not None or by_name else failed_before(call.shape)
 
 
 def _no_triton(call: PagedCall, *, by_name: bool) -> str | None:
-    if call.device.type not in ("cuda", "cpu"):
-        return f"the Triton kernel was written for CUDA devices, not {call.device.type}"
-    if call.device.type == "cpu" and not by_name:
+    device = call.shape.device.type
+    if device not in ("cuda", "cpu"):
+        return f"the Triton kernel was written for CUDA devices, not {device}"
+    if device == "cpu" and not by_name:
         return "Triton compiles for GPUs, and the query is on a CPU"
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed (pip install 'specplug[triton]' brings it)"
     from specplug_kernels.paged_tree_attention_triton import interpreted  # noqa: PLC0415  (optional)
 
-    if call.device.type == "cpu" and not interpreted():
+    if device == "cpu" and not interpreted():
         return "Triton compiles for GPUs, and the query is on a CPU (TRITON_INTERPRET=1, set before triton is imported, interprets)"
-    return why_not(call.dtype, call.head_dim)
-
-
-def _no_flashinfer(call: PagedCall, name: str) -> str | None:
-    return why_not_flashinfer(
-        call.dtype,
-        call.head_dim,
-        call.page_size,
-        call.device.type,
-        call.num_nodes,
-        call.groups,
-        flashinfer_path(name),
-        num_queries=call.num_queries,
-    )
+    return why_not(call.shape.dtype, call.shape.head_dim)
 
 
 def flashinfer_path(name: str) -> str:

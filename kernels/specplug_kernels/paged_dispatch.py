@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specplug_kernels.flashinfer_failure import FlashInferError, remember
 from specplug_kernels.paged_choice import (
     PAGED_KERNELS,
     PagedCall,
@@ -19,7 +20,7 @@ from specplug_kernels.paged_choice import (
 )
 from specplug_kernels.paged_tree_attention_flashinfer import plan_flashinfer
 from specplug_kernels.paged_tree_attention_torch import TorchPagedAttention
-from specplug_kernels.paging import PagedAttention, PagedRows, ScoreRule, check_paged
+from specplug_kernels.paging import PagedAttention, PagedRows, PagedShape, ScoreRule, check_paged
 
 __all__ = ["PAGED_KERNELS", "explain_paged", "paged_tree_attention", "plan_paged_attention"]
 
@@ -51,13 +52,16 @@ def plan_paged_attention(
     Returns:
         What each layer calls as ``plan(query, key_pages, value_pages, rule)``, see :func:`paged_tree_attention`. A layer
         whose rule or tensors a FlashInfer path, or Triton where it was not asked for by name, cannot serve goes to the
-        next backend that can.
+        next backend that can. So do all layers from the one on at which FlashInfer cannot build or run a kernel that
+        ``"auto"`` chose: the log says it once, and later plans leave it alone.
 
     Raises:
         ValueError: an unknown kernel; one that cannot be used here, with what to do about it.
+        FlashInferError: raised by the layer for which FlashInfer, asked for by name, cannot build or run a kernel.
     """
-    call = PagedCall(rows.num_queries, rows.num_nodes, query_heads, kv_heads, head_dim, page_size, dtype, device)
-    return _planned(*choose(kernel, call), rows, call, strict=kernel == "triton")
+    shape = PagedShape(query_heads, kv_heads, head_dim, page_size, dtype, device)
+    call = PagedCall(shape, rows.num_queries, rows.num_nodes)
+    return _planned(*choose(kernel, call), rows, call, by_name=kernel != "auto")
 
 
 def paged_tree_attention(
@@ -120,7 +124,8 @@ def explain_paged(
         ValueError: a ``kernel`` that is unknown or cannot be used there.
     """
     asking = num_nodes if num_queries is None else num_queries
-    call = PagedCall(asking, num_nodes, query_heads, kv_heads, head_dim, page_size, dtype, torch.device(device))
+    shape = PagedShape(query_heads, kv_heads, head_dim, page_size, dtype, torch.device(device))
+    call = PagedCall(shape, asking, num_nodes)
     name, reason = choose(kernel, call)
     obstacle = None if rule is None or not name.startswith("flashinfer") else beyond_flashinfer(rule)
     if obstacle is not None:
@@ -129,27 +134,18 @@ def explain_paged(
     return f"{name}: {reason}"
 
 
-def _planned(name: str, reason: str, rows: PagedRows, call: PagedCall, *, strict: bool) -> PagedAttention:
-    """A plan of one backend; unless ``strict``, others serve the layers that it cannot."""
+def _planned(name: str, reason: str, rows: PagedRows, call: PagedCall, *, by_name: bool) -> PagedAttention:
+    """A plan of one backend. Others serve the layers that it cannot, except of Triton asked for by name."""
     if name == "torch":
         return TorchPagedAttention(rows, reason)
     if name == "triton":
         from specplug_kernels.paged_tree_attention_triton import TritonPagedAttention  # noqa: PLC0415  (optional)
 
         triton = TritonPagedAttention(rows, reason)
-        return triton if strict else _WithFallback(triton, reason, lambda: TorchPagedAttention(rows, reason))
-    flashinfer = plan_flashinfer(
-        rows,
-        query_heads=call.query_heads,
-        kv_heads=call.kv_heads,
-        head_dim=call.head_dim,
-        page_size=call.page_size,
-        dtype=call.dtype,
-        device=call.device,
-        path=flashinfer_path(name),
-    )
+        return triton if by_name else _WithFallback(triton, reason, lambda: TorchPagedAttention(rows, reason))
+    flashinfer = plan_flashinfer(rows, call.shape, path=flashinfer_path(name))
     others = first_able(("triton", "torch"), call)
-    return _WithFallback(flashinfer, reason, lambda: _planned(*others, rows, call, strict=False))
+    return _WithFallback(flashinfer, reason, lambda: _planned(*others, rows, call, by_name=False), by_name)
 
 
 class _Particular(PagedAttention, Protocol):
@@ -158,22 +154,39 @@ class _Particular(PagedAttention, Protocol):
     def why_not(self, query: Tensor, key_pages: Tensor, value_pages: Tensor, rule: ScoreRule) -> str | None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _WithFallback:
-    """A planned backend, and another for the layers that it cannot serve, planned when the first of them comes."""
+    """A planned backend, and another for the layers that it cannot serve, planned when the first of them comes.
 
-    first: _Particular
+    ``by_name``: the first was asked for, and if it fails altogether that is raised; else the other serves from there on.
+    """
+
+    first: _Particular | None
     reason: str
     plan_other: Callable[[], PagedAttention]
-    _other: list[PagedAttention] = field(default_factory=list, init=False, repr=False)
+    by_name: bool = False
+    _other: PagedAttention | None = field(default=None, init=False, repr=False)
 
     @property
     def name(self) -> str:
-        return self.first.name
+        return self._fallback().name if self.first is None else self.first.name
 
     def __call__(self, query: Tensor, key_pages: Tensor, value_pages: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
-        if self.first.why_not(query, key_pages, value_pages, rule) is None:
-            return self.first(query, key_pages, value_pages, rule)
-        if not self._other:
-            self._other.append(self.plan_other())
-        return self._other[0](query, key_pages, value_pages, rule)
+        if self.first is not None and self.first.why_not(query, key_pages, value_pages, rule) is None:
+            try:
+                return self.first(query, key_pages, value_pages, rule)
+            except FlashInferError as error:
+                if self.by_name:
+                    raise
+                self._give_up(error)
+        return self._fallback()(query, key_pages, value_pages, rule)
+
+    def _fallback(self) -> PagedAttention:
+        if self._other is None:
+            self._other = self.plan_other()
+        return self._other
+
+    def _give_up(self, error: FlashInferError) -> None:
+        other = self._fallback()
+        self.first, self.reason = None, "; ".join(filter(None, (other.reason, error.reason)))
+        remember(error, instead=other.name)

@@ -49,6 +49,27 @@ class PagedRows:
 
 
 @dataclass(frozen=True, slots=True)
+class PagedShape:
+    """What all layers of a forward over pages have in common: sizes, dtype and device of queries, keys and values.
+
+    ``query_heads`` is a multiple of ``kv_heads``; ``head_dim`` is the larger one if those of keys and values differ;
+    ``page_size`` counts tokens.
+    """
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def groups(self) -> int:
+        """Query heads a KV head."""
+        return self.query_heads // self.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreRule:
     """What one layer does with its dot products before and in the softmax.
 

@@ -90,6 +90,43 @@ def test_growing_keeps_what_was_there_and_at_least_doubles() -> None:
     assert all(bool((keys[:, :, 5:] == 0).all()) for keys in store.keys)
 
 
+def capacities(store: KVStore, most: int) -> list[int]:
+    """What the store grows to while a row gets longer, one slot after another."""
+    found = [store.capacity]
+    for slots in range(1, most + 1):
+        store.reserve(slots)
+        assert store.capacity >= slots
+        if store.capacity != found[-1]:
+            found.append(store.capacity)
+    return found
+
+
+def test_growing_ends_with_what_is_expected() -> None:
+    store = random_store(rows=1, slots=5, capacity=6)
+    store.expect(50)
+    assert capacities(store, 50) == [6, 12, 24, 48, 50]
+    store = random_store(rows=1, slots=5, capacity=6)
+    store.expect(100_000)  # nothing is made in advance for a text that may end early
+    assert capacities(store, 13) == [6, 12, 24]
+    store.reserve(1000)
+    assert store.capacity == 1000
+
+
+def test_more_than_is_expected_is_had_without_a_copy_a_slot() -> None:
+    store = random_store(rows=1, slots=5, capacity=6)
+    store.expect(10)
+    assert capacities(store, 60) == [6, 10, 12, 16, 24, 40, 72]
+    store.expect(7)  # less than there is
+    store.reserve(73)
+    assert store.capacity == 139
+
+
+def test_a_store_that_was_told_too_much_or_nothing_doubles() -> None:
+    told, free = random_store(rows=1, slots=5, capacity=6), random_store(rows=1, slots=5, capacity=6)
+    told.expect(10**9)
+    assert capacities(told, 300) == capacities(free, 300) == [6, 12, 24, 48, 96, 192, 384]
+
+
 def test_masked_columns_are_left_out_on_loading() -> None:
     keys, values = torch.randn(2, 2, 4, 3), torch.randn(2, 2, 4, 3)
     store = KVStore([(keys, values)], 8)

@@ -19,11 +19,13 @@ from specplug.cost.fitted import OVERHEAD, TARGET
 from specplug.cost.profile import Profile, Seen, read_profile
 from specplug.drafters import PromptLookup, SelfDraft
 from specplug.kv_policies import Streaming
+from specplug.round import Seconds
 from specplug_hf.calibration import room, sweep
 from specplug_hf.calibration.clock import Clock
 from specplug_hf.calibration.grid import Cell, corners_first, tree_of
+from specplug_hf.calibration.rounds import Rounds
 from specplug_hf.calibration.tally import Tally
-from specplug_hf.calibration.times import Job, Timed, jobs, samples
+from specplug_hf.calibration.times import Job, jobs, samples
 from specplug_hf.identity import identity_of, name_of, weight_bytes
 
 SMALL = [
@@ -190,11 +192,11 @@ def test_parts_of_a_round_add_up() -> None:
     plain, chain = jobs([SelfDraft(Streaming(4, 28))], [1, 3])
     assert (plain.place, chain.shape.depth, chain.budget) == (0, 2, 32)
     timed = {
-        plain: Timed("NoDraft", [0.0] * 3, [0.010] * 3, [0.001] * 3, [100] * 3),
-        chain: Timed("self", [0.006] * 3, [0.014] * 3, [0.002] * 3, [100] * 3),
-        Job(1, tree_of(2)): Timed("self", [9.0], [9.0], [9.0], [100]),  # one round says nothing
+        plain: rounds(3, Seconds(draft=0.0, verify=0.009, commit=0.0004, other=0.0006)),
+        chain: rounds(3, Seconds(draft=0.006, verify=0.012, commit=0.001, other=0.0005, plan=0.0005), depth=2),
+        Job(1, tree_of(2)): rounds(1, Seconds(9.0, 9.0, 9.0, 9.0), depth=1),  # one round says nothing
     }
-    found = {(s.part, s.load): s.seconds for s in samples(timed, rows=2)}
+    found = {(s.part, s.load): s.seconds for s in samples(timed, 2, ["NoDraft", "self"])}
     expected = {
         (OVERHEAD, Load(2, 2, 0)): 0.001,
         (TARGET, Load(2, 2, 200)): 0.009,
@@ -202,7 +204,25 @@ def test_parts_of_a_round_add_up() -> None:
         ("self", Load(2, 2, 64)): 0.003,
     }
     assert found == pytest.approx(expected)
-    assert samples({chain: timed[chain]}, rows=2) == []
+    assert samples({chain: timed[chain]}, 2, ["NoDraft", "self"]) == []
+
+
+def test_a_round_is_the_sum_of_its_parts_unless_it_was_timed_whole() -> None:
+    found = rounds(2, Seconds(draft=0.006, verify=0.012, commit=0.001, other=0.0005, plan=0.0005), depth=3)
+    found.add(SimpleNamespace(seconds=Seconds(0.003, 0.02, 0.004, 0.0), batch=SimpleNamespace(context=7)), 0.05)
+    assert len(found) == 3 and found.contexts == [100, 100, 7]
+    assert found.draft == [0.006, 0.006, 0.003] and found.steps == [0.002, 0.002, 0.001]
+    assert found.own == pytest.approx([0.002, 0.002, 0.004]) and found.whole == pytest.approx([0.02, 0.02, 0.05])
+    assert found.rest == pytest.approx(0.014)
+    assert rounds(2, Seconds(1.0, 1.0, 1.0, 1.0)).steps == []
+
+
+def rounds(count: int, seconds: Seconds, depth: int = 0) -> Rounds:
+    """`count` rounds that took as long, each behind 100 tokens."""
+    found = Rounds(depth)
+    for _ in range(count):
+        found.add(SimpleNamespace(seconds=seconds, batch=SimpleNamespace(context=100)))
+    return found
 
 
 def test_ranks_and_depths_are_counted() -> None:

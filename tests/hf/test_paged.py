@@ -104,6 +104,17 @@ def test_a_long_generation_outgrows_the_first_pages(models: Models) -> None:
     same(models.target.generate(**call, assistant=paged(models, "self")), models.target.generate(**call))
 
 
+def test_pages_are_added_up_to_what_is_expected() -> None:
+    store = PagedStore([(torch.randn(2, 2, 5, 3), torch.randn(2, 2, 5, 3))], PAGE, "torch")
+    store.expect(5 * PAGE + 1)
+    for slots, pages in ((PAGE, 1), (PAGE + 1, 2), (3 * PAGE, 4), (4 * PAGE + 1, 6), (6 * PAGE + 1, 8)):
+        stamp = store.stamp
+        store.reserve(slots)
+        assert store.capacity == pages * PAGE and store.keys[0].shape[2] == pages * PAGE
+        assert (store.stamp != stamp) == (pages > 1)
+        assert len(store.pages(torch.device("cpu"))[1]) == 2 * pages
+
+
 @pytest.mark.parametrize("setup", ["self", "model"])
 def test_the_returned_cache_is_that_of_plain_generation(models: Models, setup: str) -> None:
     call = {**prompt(3, "left"), "max_new_tokens": NEW, "return_dict_in_generate": True}

@@ -28,12 +28,7 @@ def plan(
 ) -> FlashInferAttention:
     return plan_flashinfer(
         case.rows(lengths_host=case.lengths.tolist()) if rows is None else rows,
-        query_heads=case.query.shape[2],
-        kv_heads=case.key_pages.shape[2],
-        head_dim=case.query.shape[3],
-        page_size=case.key_pages.shape[1],
-        dtype=case.query.dtype,
-        device=case.query.device,
+        paged_tools.shape_of(case),
         path=path,
         graph_buffers=graph,
     )

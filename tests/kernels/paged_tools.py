@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specplug_kernels import PagedAttention, PagedRows, ScoreRule, paged_rows, plan_paged_attention
+from specplug_kernels import PagedAttention, PagedRows, PagedShape, ScoreRule, paged_rows, plan_paged_attention
 
 NOT_A_PAGE = 10**8
 """Stands in the page table where nobody may look."""
@@ -49,6 +49,18 @@ class Case:
         return replace(
             self, query=self.query[:, first:stop], key_pages=pools[0], value_pages=pools[1], ancestors=ancestors
         )
+
+
+def shape_of(case: Case, device: str | None = None) -> PagedShape:
+    """What the layers of a case have in common; `device`: what is said of it, `None`: where the tensors are."""
+    return PagedShape(
+        query_heads=case.query.shape[2],
+        kv_heads=case.key_pages.shape[2],
+        head_dim=max(case.query.shape[3], case.value_pages.shape[3]),
+        page_size=case.key_pages.shape[1],
+        dtype=case.query.dtype,
+        device=case.query.device if device is None else torch.device(device),
+    )
 
 
 def planned(case: Case, kernel: str, device: str = "cpu") -> PagedAttention:

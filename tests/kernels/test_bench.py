@@ -12,7 +12,7 @@ import torch
 from specplug.random import VERIFY_STREAM, uniforms
 from specplug.tree import TreeShape, fill_shape
 from specplug.verify import verify_greedy, verify_sampled
-from specplug_kernels import bench
+from specplug_kernels import bench, explain
 from specplug_kernels.bench import attention_cases, command
 from specplug_kernels.bench.machine import Machine, measured_machine
 from specplug_kernels.bench.operations import OPERATIONS
@@ -21,6 +21,7 @@ from specplug_kernels.bench.timing import Stopwatch, measure
 from specplug_kernels.bench.trees import binary_tree
 from specplug_kernels.bench.verdict_torch import verify_greedy_torch, verify_sampled_torch
 from specplug_kernels.bench.work import Work
+from specplug_kernels.native import library
 
 CPU = torch.device("cpu")
 SMALL = ["--heads", "4/2/16", "--batch", "2", "--context", "10", "--nodes", "3", "--page", "4", "--vocab", "100"]
@@ -101,9 +102,10 @@ def test_what_auto_picks_is_marked_and_reading_is_what_it_is_compared_with(
     bench.main(["--operations", "attention", *SMALL, *QUICK, "--json", str(file)])
     header, *rows = capsys.readouterr().out.splitlines()[3:]
     cases = {case["backend"]: case for case in json.loads(file.read_text())["cases"]}
-    assert [name for name, case in cases.items() if case["chosen"]] == ["sdpa"]
+    chosen = explain((2, 4, 3, 16), (2, 2, 13, 16)).partition(":")[0]
+    assert [name for name, case in cases.items() if case["chosen"]] == [chosen]
     assert all(len(row) == len(header) for row, case in zip(rows, cases.values(), strict=True) if case["timing"])
-    assert sum("sdpa* " in row for row in rows) == 1
+    assert sum(f"{chosen}* " in row for row in rows) == 1
     reading = cases["reading once"]["timing"]["median"]
     for case in cases.values():
         if case["timing"] is not None:
@@ -183,6 +185,16 @@ def test_a_backend_that_fails_is_listed_and_the_others_run(
     cases = {case["backend"]: case for case in json.loads(file.read_text())["cases"]}
     assert cases["packed"]["reason"] == "RuntimeError: out of something"
     assert cases["split"]["timing"] is not None
+
+
+def test_compiled_attention_that_is_not_there_is_listed_with_its_reason(
+    fake_machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library._known, "found", "no compiler")
+    file = tmp_path / "bench.json"
+    bench.main(["--operations", "attention", *SMALL, *QUICK, "--json", str(file)])
+    cases = {case["backend"]: case for case in json.loads(file.read_text())["cases"]}
+    assert cases["native"]["reason"] == "it is not available: no compiler" and cases["native"]["timing"] is None
 
 
 def test_only_the_backends_that_were_asked_for(fake_machine: Machine, tmp_path: Path) -> None:

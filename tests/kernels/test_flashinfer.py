@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specplug_kernels import ScoreRule, paged_rows
+from specplug_kernels import PagedShape, ScoreRule, paged_rows
 from specplug_kernels import flashinfer_paths as paths
 from specplug_kernels import flashinfer_wrappers as wrappers
 from specplug_kernels.flashinfer_graph import FlashInferGraph
@@ -381,14 +381,14 @@ def test_the_workspace_has_room_for_every_split(fresh: None) -> None:
 
 def test_what_each_path_takes() -> None:
     def ask(**changed: object) -> str | None:
-        usual = dict(
-            dtype=torch.bfloat16, head_dim=128, page_size=16, device_type="cpu", num_nodes=17, groups=4, path="merge"
-        )
-        return why_not_flashinfer(**{**usual, **changed})
+        usual = {"num_nodes": 17, "path": "merge", "num_queries": None}
+        shape = PagedShape(32, 8, 128, 16, torch.bfloat16, torch.device("cpu"))
+        call = {name: changed.pop(name, value) for name, value in usual.items()}
+        return why_not_flashinfer(replace(shape, **changed), **call)
 
     for path in PATHS:
         assert ask(path=path) is None
-        assert "for CUDA devices, not xpu" in ask(path=path, device_type="xpu")
+        assert "for CUDA devices, not meta" in ask(path=path, device=torch.device("meta"))
         assert "torch.float32" in ask(path=path, dtype=torch.float32)
         assert "not 96" in ask(path=path, head_dim=96)
         assert "at least one token" in ask(path=path, page_size=0)

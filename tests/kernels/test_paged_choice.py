@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from dataclasses import replace
 
@@ -14,14 +15,17 @@ import torch
 
 from specplug_kernels import (
     PAGED_KERNELS,
+    PagedShape,
     ScoreRule,
     explain_paged,
+    flashinfer_failure,
     flashinfer_paths,
     flashinfer_wrappers,
     paged_choice,
     paged_dispatch,
     paged_tree_attention,
 )
+from specplug_kernels.flashinfer_failure import FlashInferError, UnplannedError
 from specplug_kernels.flashinfer_paths import why_not_flashinfer
 
 SHAPE = (17, 32, 8, 128)
@@ -42,8 +46,8 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     obstacles: dict[str, str] = {}
     only_installed(monkeypatch, "flashinfer")
 
-    def with_obstacles(*shape: object, num_queries: int) -> str | None:
-        return obstacles.get(str(shape[-1])) or why_not_flashinfer(*shape, num_queries=num_queries)
+    def with_obstacles(shape: PagedShape, num_nodes: int, path: str, num_queries: int) -> str | None:
+        return obstacles.get(path) or why_not_flashinfer(shape, num_nodes, path, num_queries=num_queries)
 
     monkeypatch.setattr(paged_choice, "why_not_flashinfer", with_obstacles)
     return obstacles
@@ -57,6 +61,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flashinfer_wrappers, "processors", lambda device: fake_flashinfer.PROCESSORS)
     monkeypatch.setattr(flashinfer_wrappers, "_idle", {})
     monkeypatch.setattr(flashinfer_wrappers, "_workspaces", {})
+    monkeypatch.setattr(flashinfer_failure, "_failures", {})
     only_installed(monkeypatch, "flashinfer")
 
 
@@ -169,6 +174,120 @@ def test_layers_that_flashinfer_does_not_serve_go_elsewhere(monkeypatch: pytest.
     assert plan.name == "flashinfer-merge"
     with pytest.raises(ValueError, match="5 query heads are not a multiple of 2"):
         plan(case.query[:, :, :5], case.key_pages, case.value_pages, case.rule)
+
+
+# --- a FlashInfer that is installed and does not work
+
+NO_COMPILER = "Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist"
+SAID = rf"FlashInfer failed with heads of 64 in torch.float16 (RuntimeError: {NO_COMPILER})"
+WRAPPER = fake_flashinfer.BatchPrefillWithPagedKVCacheWrapper
+PLACES = {  # where it may fail: with the package, and with kernels that are built when they are first wanted
+    "import": (importlib, "import_module"),
+    "wrapper": (fake_flashinfer, "BatchPrefillWithPagedKVCacheWrapper"),
+    "plan": (WRAPPER, "plan"),
+    "run": (WRAPPER, "run"),
+    "merge": (fake_flashinfer, "merge_state_in_place"),
+}
+
+
+def break_it(monkeypatch: pytest.MonkeyPatch, place: str, error: Exception) -> list[int]:
+    """The stand-in raises `error` there; each time is a 1 in the list."""
+    times: list[int] = []
+    holder, name = PLACES[place]
+    whole = getattr(holder, name)
+
+    def broken(*given: object, **options: object) -> object:
+        if place == "import" and given != ("flashinfer",):
+            return whole(*given, **options)
+        times.append(1)
+        raise error
+
+    monkeypatch.setattr(holder, name, broken)
+    return times
+
+
+def attend(plan: object, case: paged_tools.Case) -> tuple[torch.Tensor, torch.Tensor]:
+    return plan(case.query, case.key_pages, case.value_pages, case.rule)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.usefixtures("stand_in")
+def test_auto_goes_on_without_a_flashinfer_that_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    times = break_it(monkeypatch, place, RuntimeError(f"{NO_COMPILER}\nand a hundred lines more"))
+    case = paged_tools.make_case([20, 4], 5, dtype=torch.float16)
+    with caplog.at_level(logging.INFO, logger="specplug_kernels"):
+        begun = paged_tools.planned(case, "auto"), paged_tools.planned(case, "auto")
+        for plan in begun:
+            assert plan.name == "flashinfer-merge"
+            for _ in range(3):
+                flashinfer_tools.check(case, attend(plan, case))
+            assert plan.name == "torch" and plan.reason.endswith(SAID)
+        later = paged_tools.planned(case, "auto")
+        flashinfer_tools.check(case, attend(later, case))
+    assert later.name == "torch" and later.reason.startswith(SAID)
+    assert len(times) == len(begun)  # once by each plan that was made before anybody knew
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert SAID in caplog.text and "kernel='auto' takes torch for them" in caplog.text and "hundred" not in caplog.text
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_failed_is_left_alone_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = paged_tools.make_case([20, 4], 5, dtype=torch.float16)
+    with monkeypatch.context() as broken:
+        break_it(broken, "plan", RuntimeError(NO_COMPILER))
+        attend(paged_tools.planned(case, "auto"), case)
+    assert paged_tools.planned(case, "auto").name == "torch"
+    for kernel in ("flashinfer", "flashinfer-mask"):  # asked for by name it is tried again
+        flashinfer_tools.check(case, attend(paged_tools.planned(case, kernel), case))
+    others = paged_tools.make_case([9], dim=128, dtype=torch.float16), paged_tools.make_case([9], dtype=torch.bfloat16)
+    for other in others:
+        assert paged_tools.planned(other, "auto").name == "flashinfer-merge"
+    shape = {"num_nodes": 5, "query_heads": 6, "kv_heads": 2, "dtype": torch.float16, "device": "cpu"}
+    assert explain_paged(head_dim=64, **shape).startswith(f"torch: {SAID}; Triton compiles for GPUs")
+    assert explain_paged(head_dim=128, **shape).startswith("flashinfer-merge: ")
+    assert explain_paged(head_dim=64, kernel="flashinfer", **shape) == "flashinfer-merge: asked for by name"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.usefixtures("stand_in")
+def test_a_flashinfer_that_was_asked_for_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    error = RuntimeError(NO_COMPILER)
+    break_it(monkeypatch, place, error)
+    case = paged_tools.make_case([20, 4], 5, dtype=torch.float16)
+    with caplog.at_level(logging.INFO, logger="specplug_kernels"):
+        for kernel in ("flashinfer", "flashinfer-merge"):
+            plan = paged_tools.planned(case, kernel)
+            for _ in range(2):
+                with pytest.raises(
+                    FlashInferError, match=r"nvcc and ninja .*flashinfer-jit-cache.*kernel='triton'"
+                ) as found:
+                    attend(plan, case)
+                assert SAID in str(found.value) and found.value.__cause__ is error
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kernel", ["auto", "flashinfer"])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), UnplannedError("outside the CUDA graph")]
+)
+@pytest.mark.usefixtures("stand_in")
+def test_what_is_not_flashinfers_fault_is_raised_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, error: Exception
+) -> None:
+    """It goes on with FlashInfer when there is memory again, or when the layer has been planned."""
+    case = paged_tools.make_case([20, 4], 5, dtype=torch.float16)
+    with monkeypatch.context() as broken:
+        break_it(broken, "run", error)
+        with pytest.raises(type(error)) as found:
+            attend(paged_tools.planned(case, kernel), case)
+        assert found.value is error
+    plan = paged_tools.planned(case, kernel)
+    flashinfer_tools.check(case, attend(plan, case))
+    assert plan.name == "flashinfer-merge"
 
 
 def test_explaining_a_layer_that_flashinfer_does_not_serve(on_paper: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from specplug_kernels.bench.work import attention_work, paged_attention_work
 from specplug_kernels.dispatch import available_kernels, explain, tree_attention
 from specplug_kernels.paged_dispatch import PAGED_KERNELS, plan_paged_attention
 from specplug_kernels.paging import PagedRows, ScoreRule, paged_rows
+from specplug_kernels.tree_attention_native import why_no_library, why_not_sizes
 
 RAGGED = 8
 """Committed columns that the bias covers besides the tree: rows of a batch end at different places."""
@@ -42,12 +43,15 @@ def attention_case(shape: Shape, device: torch.device) -> Case:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
         return out.transpose(1, 2).contiguous()
 
-    backends = [name for name in available_kernels() if name != "auto"]
+    obstacle = why_not_sizes(shape.dtype, device.type, model.head_dim) or why_no_library(shape.dtype)
+    absent = {} if obstacle is None else {"native": obstacle}
+    backends = [name for name in available_kernels() if name != "auto" and name not in absent]
     return Case(
         "attention",
         str(shape),
         attention_work(shape, tree.visible_pairs, bias.numel()),
         {"masked-sdpa": masked_sdpa} | {name: ours(name) for name in backends},
+        absent,
         chosen=explain(query.shape, key.shape, dtype=shape.dtype, device=device).partition(":")[0],
         reading=_reading(key, value),
         by_name_only=frozenset({"torch"}),  # the definition repeats the heads in float32

@@ -107,7 +107,7 @@ class Sweep:
                 self.seconds_a_pass.append(
                     (clock.spent - start - stage.seconds_start) / passes / math.sqrt(cell.tokens)
                 )
-            listed = samples(found, cell.rows)
+            listed = samples(found, cell.rows, [arm.label for arm in stage.arms])
             if listed:
                 self.samples[cell] = listed
 

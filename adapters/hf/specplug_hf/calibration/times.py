@@ -8,10 +8,10 @@ acceptance and moving keys and values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
-from specplug import Round, TreeShape
+from specplug import TreeShape
 from specplug.cost.base import Load
 from specplug.cost.fitted import OVERHEAD, TARGET, Sample
 from specplug.cost.online import scale
@@ -19,11 +19,11 @@ from specplug.drafters import Drafter
 from specplug.tree import ROOT_ONLY
 from specplug_hf.calibration.clock import Clock
 from specplug_hf.calibration.grid import tree_of
+from specplug_hf.calibration.rounds import FEWEST, Rounds
 from specplug_hf.calibration.stage import NOBODY, Stage
 
 ROUNDS = 4  # timed in a row, behind one that is not
 PASSES = 4  # over all jobs, while there is time
-FEWEST = 2  # timed rounds without which a job says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,6 @@ class Job:
     place: int
     shape: TreeShape
     budget: int | None = None  # KV entries of a row that the drafter reads
-
-
-@dataclass(slots=True)
-class Timed:
-    """A job's rounds. Seconds; `own` is neither draft nor forward. `contexts`: tokens in the longest row's cache."""
-
-    label: str
-    draft: list[float] = field(default_factory=list)
-    rest: list[float] = field(default_factory=list)
-    own: list[float] = field(default_factory=list)
-    contexts: list[int] = field(default_factory=list)
-
-    def add(self, finished: Round) -> None:
-        """One more round."""
-        seconds = finished.seconds
-        self.draft.append(seconds.draft)
-        self.rest.append(seconds.total - seconds.draft)
-        self.own.append(seconds.commit + seconds.other)
-        self.contexts.append(finished.batch.context)
 
 
 def jobs(cast: Sequence[Drafter], nodes: Sequence[int]) -> list[Job]:
@@ -68,10 +49,10 @@ def jobs(cast: Sequence[Drafter], nodes: Sequence[int]) -> list[Job]:
     return found
 
 
-def measure(stage: Stage, todo: Sequence[Job], clock: Clock, pause: float) -> tuple[dict[Job, Timed], int]:
+def measure(stage: Stage, todo: Sequence[Job], clock: Clock, pause: float) -> tuple[dict[Job, Rounds], int]:
     """Run all of `todo`, again and again until the clock is over or `pause` seconds have gone by: what each took, and how
     often all of them were run."""
-    found: dict[Job, Timed] = {}
+    found: dict[Job, Rounds] = {}
     started = clock.spent
     for number in range(PASSES):
         for job in todo:
@@ -80,23 +61,24 @@ def measure(stage: Stage, todo: Sequence[Job], clock: Clock, pause: float) -> tu
                 if finished is None:
                     return found, number
                 if turn:
-                    found.setdefault(job, Timed(stage.arms[job.place].label)).add(finished)
+                    found.setdefault(job, Rounds(job.shape.depth)).add(finished)
         if clock.spent - started > pause:
             return found, number + 1
     return found, PASSES
 
 
-def samples(found: dict[Job, Timed], rows: int) -> list[Sample]:
-    """What one cell's rounds say, once plain ones are among them."""
-    known = {job: timed for job, timed in found.items() if len(timed.rest) >= FEWEST}
-    plain = next((timed for job, timed in known.items() if job.place == NOBODY), None)
+def samples(found: dict[Job, Rounds], rows: int, labels: Sequence[str]) -> list[Sample]:
+    """What one cell's rounds say, once plain ones are among them. `labels`: of the arms, place by place."""
+    known = {job: rounds for job, rounds in found.items() if len(rounds) >= FEWEST}
+    plain = next((rounds for job, rounds in known.items() if job.place == NOBODY), None)
     if plain is None:
         return []
     own = median(plain.own)
     listed = [Sample(OVERHEAD, Load(rows, rows, 0), own)]
-    for job, timed in known.items():
-        work = scale(timed.label, rows, job.shape, rows * round(median(timed.contexts)), job.budget)
-        listed.append(Sample(TARGET, work.target, max(1e-9, median(timed.rest) - own)))
+    for job, rounds in known.items():
+        label = labels[job.place]
+        work = scale(label, rows, job.shape, rows * round(median(rounds.contexts)), job.budget)
+        listed.append(Sample(TARGET, work.target, max(1e-9, rounds.rest - own)))
         if job.shape.depth:
-            listed.append(Sample(timed.label, work.draft, median(timed.draft) / job.shape.depth))
+            listed.append(Sample(label, work.draft, median(rounds.steps)))
     return listed

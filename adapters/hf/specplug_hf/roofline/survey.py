@@ -14,6 +14,7 @@ from specplug.tree import ROOT_ONLY
 from specplug.trees import Chain
 from specplug_hf.calibration.clock import Clock
 from specplug_hf.calibration.grid import Cell
+from specplug_hf.calibration.rounds import FEWEST, Rounds
 from specplug_hf.calibration.sweep import attempt
 from specplug_hf.commands.models import Models
 from specplug_hf.commands.summary import Spread
@@ -22,7 +23,7 @@ from specplug_hf.roofline.memory import obstacle, release
 from specplug_hf.roofline.plain import plain_steps
 from specplug_hf.roofline.prompts import borrowed, owned
 from specplug_hf.roofline.result import NONE, STEP, TRANSFORMERS, CellResult, Part, SpeedUp, Whole, verify_name
-from specplug_hf.roofline.rounds import FEWEST, Cast, Rounds, timed
+from specplug_hf.roofline.rounds import Cast, timed
 
 CHECKED = 0.8  # the acceptance whose best chain is run whole
 TRIED = Cell(1, 256)  # everything once on it before anything is timed

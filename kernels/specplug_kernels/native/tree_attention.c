@@ -1,0 +1,604 @@
+/* Tree attention on a CPU in one pass over the KV cache (flash decoding: arXiv 2205.14135; split and merged by log-sum-exp).
+
+   The query heads of a KV head times the nodes are its packed rows. They go in tiles of R = 1, 2, 4 or 8; a block of
+   columns serves all tiles while it is in the cache, so that K and V come from memory once. A tile's scores lie column
+   after column, [column][row]: a vector of eight holds 8 / R columns, and running maximum and sum are vectors in which a
+   row stands in every R-th lane.
+
+   Threads share all blocks of all KV heads evenly. A KV head that several threads had a part of is merged at the end.
+
+   Portable to any GCC or Clang with vector extensions; eight floats are one AVX register. Little endian only. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bfloat16 pairs are taken apart as little endian words"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 8
+#define LINE 64 /* bytes of a cache line */
+
+typedef float lanes __attribute__((vector_size(32)));
+typedef int32_t lanes_int __attribute__((vector_size(32)));
+typedef uint32_t lanes_bits __attribute__((vector_size(32)));
+typedef uint16_t halves __attribute__((vector_size(16)));
+/* The same in memory: of any alignment, and whatever type the bytes were written as. */
+typedef float lanes_at __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint32_t lanes_bits_at __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint16_t halves_at __attribute__((vector_size(16), aligned(2), may_alias));
+typedef float quarter_at __attribute__((vector_size(16), aligned(4), may_alias));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lanes_int){__VA_ARGS__})
+#endif
+
+enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
+
+/* What Python gives, in this order (`library.py`); strides count elements. */
+struct call {
+    const char *query, *key, *value, *bias; /* bias may be NULL */
+    char *out;                              /* [B, n, Hq, Dv], contiguous */
+    int64_t batch, kv_heads, groups, nodes, columns, prefix, dim, value_dim;
+    int64_t query_strides[3];                 /* batch, head, node; elements lie side by side, here and below */
+    int64_t key_strides[3], value_strides[3]; /* batch, head, column */
+    int64_t bias_strides[3];                  /* batch, node, column */
+    int64_t dtype, threads;
+    double scale;
+};
+
+/* A call's sizes: packed rows, tiles of them, columns a block, blocks a KV head, and KV heads of all rows of the batch. */
+struct shape {
+    int64_t rows, padded_rows, tiles, block, blocks, pairs;
+};
+
+/* Where a part of a KV head stands: sums of weighted values [padded_rows][Dv], and [tiles][LANES] maxima and sums of weights. */
+struct state {
+    float *values, *max, *sum;
+};
+
+/* A thread's own memory. Its first KV head may be one that another thread began, its last one that another goes on with:
+   each has a state of its own. */
+struct scratch {
+    float *queries; /* [padded_rows][D], scaled */
+    float *scores;  /* [block][LANES] */
+    struct state first, later;
+};
+
+INLINE int64_t element_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
+INLINE lanes choose(lanes_int where, lanes yes, lanes no) {
+    return (lanes)((where & (lanes_int)yes) | (~where & (lanes_int)no));
+}
+INLINE lanes larger_lanes(lanes a, lanes b) {
+#ifdef __AVX__
+    return (lanes)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
+
+/* Load once: a compiler that thinks loads free fetches an operand again for every product, and loads are what limits them. */
+#ifdef __AVX__
+#define IN_REGISTER(x) __asm__("" : "+x"(x))
+#else
+#define IN_REGISTER(x)
+#endif
+
+/* Rows of the next tile: seven and three are padded; five and six go as four and the rest. */
+INLINE int64_t tile_rows(int64_t left) { return left >= 7 ? 8 : left >= 3 ? 4 : left; }
+
+/* ---- Numbers of all types to float and back. ----
+
+   Sixteen elements become two vectors. Of bfloat16 they are the even and the odd ones: a word is a pair of elements, and
+   each a shift or a mask away from its float. Queries are packed and results written in the same order. */
+
+INLINE lanes load8(const char *at, int dtype) {
+    if (dtype == FLOAT32) return *(const lanes_at *)at;
+    halves half = *(const halves_at *)at;
+    if (dtype == BFLOAT16) return (lanes)(__builtin_convertvector(half, lanes_bits) << 16);
+#ifdef __F16C__
+    return (lanes)_mm256_cvtph_ps((__m128i)half);
+#else
+    return all(NAN); /* never asked for: such calls are refused */
+#endif
+}
+
+INLINE void load16(const char *at, int dtype, lanes *first, lanes *second) {
+    if (dtype == BFLOAT16) {
+        lanes_bits pairs = *(const lanes_bits_at *)at;
+        *first = (lanes)(pairs << 16), *second = (lanes)(pairs & 0xffff0000u);
+    } else {
+        *first = load8(at, dtype), *second = load8(at + LANES * element_bytes(dtype), dtype);
+    }
+}
+
+/* The upper halves hold the nearest bfloat16, ties to even. */
+INLINE lanes_bits rounded(lanes x) {
+    lanes_bits bits = (lanes_bits)x;
+    lanes_bits nearest = bits + 0x7fff + ((bits >> 16) & 1);
+    return (lanes_bits)choose(x != x, (lanes)(bits | 0x400000), (lanes)nearest);
+}
+
+INLINE void store8(char *at, int dtype, lanes x) {
+    if (dtype == FLOAT32) {
+        *(lanes_at *)at = x;
+    } else if (dtype == BFLOAT16) {
+        *(halves_at *)at = __builtin_convertvector(rounded(x) >> 16, halves);
+    } else {
+#ifdef __F16C__
+        *(halves_at *)at = (halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+#endif
+    }
+}
+
+INLINE void store16(char *at, int dtype, lanes first, lanes second) {
+    if (dtype == BFLOAT16) {
+        *(lanes_bits_at *)at = (rounded(first) >> 16) | (rounded(second) & 0xffff0000u);
+    } else {
+        store8(at, dtype, first), store8(at + LANES * element_bytes(dtype), dtype, second);
+    }
+}
+
+INLINE float load_one(const char *at, int64_t dtype) {
+    if (dtype == FLOAT32) {
+        float x;
+        memcpy(&x, at, 4);
+        return x;
+    }
+    uint16_t half;
+    memcpy(&half, at, 2);
+    if (dtype == BFLOAT16) {
+        uint32_t bits = (uint32_t)half << 16;
+        float x;
+        memcpy(&x, &bits, 4);
+        return x;
+    }
+#ifdef __F16C__
+    return _cvtsh_ss(half);
+#else
+    return NAN;
+#endif
+}
+
+/* ---- Arithmetic on vectors. ---- */
+
+/* e^x for x <= 0, to 3e-7 of it; exactly 0 below -87 (so that what is hidden has no weight), NaN for NaN. The coefficients are
+   those of a polynomial in r^2 (..) + r + 1 whose largest relative error for |r| <= ln(2) / 2 is least: 1.1e-7. */
+INLINE lanes exponential(lanes x) {
+    const lanes shift = all(12582912.0f);                  /* 1.5 * 2^23: rounds to whole numbers */
+    lanes shifted = x * all(1.44269504088896341f) + shift; /* 1 / ln(2); the low bits are the power of two */
+    lanes power = shifted - shift;
+    lanes rest = x - power * all(0.693359375f) - power * all(-2.12194440e-4f); /* ln(2) in two parts, the first exact */
+    lanes y = all(8.312477730e-3f);
+    y = y * rest + all(4.1890550405e-2f);
+    y = y * rest + all(1.6667115688e-1f);
+    y = y * rest + all(4.9999228120e-1f);
+    y = y * (rest * rest) + rest + all(1.0f);
+    lanes scale = (lanes)(((lanes_bits)shifted << 23) + 0x3f800000u);
+    return choose(x < all(-87.0f), all(0.0f), y * scale);
+}
+
+/* Lane i of the result is the sum of all lanes of x[i]. */
+INLINE lanes sums(const lanes x[LANES]) {
+    lanes pairs[4], fours[2];
+    for (int i = 0; i < 4; i++) {
+        lanes a = x[2 * i], b = x[2 * i + 1];
+        pairs[i] = SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 2; i++) {
+        lanes a = pairs[2 * i], b = pairs[2 * i + 1];
+        fours[i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    return SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+/* Every row's maximum in all of its lanes, of which there are LANES / rows. */
+INLINE lanes max_of_rows(lanes x, int rows) {
+    if (rows <= 4) x = larger_lanes(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+    if (rows <= 2) x = larger_lanes(x, SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+    if (rows <= 1) x = larger_lanes(x, SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6));
+    return x;
+}
+
+/* What is subtracted before the exponential: a row that has seen nothing yet has a maximum of -inf, and -inf - -inf is NaN. */
+INLINE lanes finite_max(lanes max) { return choose(max == all(-INFINITY), all(0.0f), max); }
+
+/* ---- A tile and a block of columns. `rows`, `dtype`, `part` and `wide` are constants wherever these are used. ---- */
+
+/* dots[column][rows] += keys[column] * query, for eight elements. */
+INLINE void multiply(lanes dots[LANES], lanes keys[LANES], const float *query, int64_t dim, int rows, int columns) {
+    if (rows > 1)
+        for (int c = 0; c < columns; c++) IN_REGISTER(keys[c]);
+    for (int r = 0; r < rows; r++) {
+        lanes one = *(const lanes_at *)(query + r * dim);
+        IN_REGISTER(one);
+        for (int c = 0; c < columns; c++) dots[c * rows + r] += keys[c] * one;
+    }
+}
+
+/* Columns of a stream from memory, NULL at its end. */
+struct ahead {
+    const char *at;
+    int64_t stride; /* bytes from column to column */
+};
+
+/* Ask for a part of a column, a line at a time, into the second level of the cache: the first is full of what is used now. Two
+   streams that take turns are too much for the processor's own foresight: without this, eight rows take twice the time. */
+INLINE void ask_for(struct ahead ahead, int64_t column, int64_t from, int64_t bytes) {
+    if (ahead.at)
+        for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(ahead.at + column * ahead.stride + from + i, 0, 2);
+}
+
+/* scores[column][rows] = queries . keys. Eight dot products at a time, of up to four rows, so that they stay in registers. A last
+   group that is not whole repeats the last column. */
+INLINE void score(const float *queries, int64_t dim, const char *keys, int64_t stride, int64_t count, float *scores,
+                  struct ahead ahead, int rows, int dtype) {
+    const int part = rows < 4 ? rows : 4, together = LANES / part;
+    for (int64_t column = 0; column < count; column += together) {
+        const char *key[LANES];
+        for (int c = 0; c < together; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
+        for (int c = 0; c < together; c++) ask_for(ahead, column + c, 0, dim * element_bytes(dtype));
+        for (int first = 0; first < rows; first += part) {
+            const float *query = queries + first * dim;
+            lanes dots[LANES] = {0};
+            int64_t d = 0;
+            for (; d + 16 <= dim; d += 16) {
+                lanes even[LANES], odd[LANES];
+                for (int c = 0; c < together; c++) load16(key[c] + d * element_bytes(dtype), dtype, &even[c], &odd[c]);
+                multiply(dots, even, query + d, dim, part, together);
+                multiply(dots, odd, query + d + LANES, dim, part, together);
+            }
+            if (d < dim) {
+                lanes rest[LANES];
+                for (int c = 0; c < together; c++) rest[c] = load8(key[c] + d * element_bytes(dtype), dtype);
+                multiply(dots, rest, query + d, dim, part, together);
+            }
+            lanes found = sums(dots);
+            if (rows <= 4) {
+                *(lanes_at *)(scores + column * rows) = found;
+            } else {
+                quarter_at *to = (quarter_at *)(scores + column * rows + first);
+                to[0] = (quarter_at){found[0], found[1], found[2], found[3]};
+                to[2] = (quarter_at){found[4], found[5], found[6], found[7]};
+            }
+        }
+    }
+}
+
+/* values[rows][Dv] = values * decay + weights . cache, for `part` rows from `first` on and `wide` vectors from element `d` on. */
+INLINE void gather(float *values, int64_t dim, int64_t d, const float *weights, const float *decay, const char *cache,
+                   int64_t stride, int64_t count, struct ahead ahead, int rows, int first, int part, int wide,
+                   int dtype) {
+    lanes sum[LANES];
+    for (int r = 0; r < part; r++)
+        for (int e = 0; e < wide; e++)
+            sum[r * wide + e] = *(const lanes_at *)(values + (first + r) * dim + d + e * LANES) * all(decay[first + r]);
+    const char *at = cache + d * element_bytes(dtype);
+    for (int64_t column = 0; column < count; column++, at += stride) {
+        lanes found[LANES];
+        if (first == 0) ask_for(ahead, column, d * element_bytes(dtype), wide * LANES * element_bytes(dtype));
+        if (wide == 1)
+            found[0] = load8(at, dtype);
+        else
+            for (int e = 0; e < wide; e += 2)
+                load16(at + e * LANES * element_bytes(dtype), dtype, &found[e], &found[e + 1]);
+        if (part > 1)
+            for (int e = 0; e < wide; e++) IN_REGISTER(found[e]);
+        for (int r = 0; r < part; r++) {
+            lanes weight = all(weights[column * rows + first + r]);
+            for (int e = 0; e < wide; e++) sum[r * wide + e] += weight * found[e];
+        }
+    }
+    for (int r = 0; r < part; r++)
+        for (int e = 0; e < wide; e++) *(lanes_at *)(values + (first + r) * dim + d + e * LANES) = sum[r * wide + e];
+}
+
+/* The same for all elements and rows: eight vectors of sums at a time. */
+INLINE void gather_all(float *values, int64_t dim, const float *weights, const float *decay, const char *cache,
+                       int64_t stride, int64_t count, struct ahead ahead, int rows, int dtype) {
+    const int part = rows < 4 ? rows : 4, wide = LANES / part;
+    int64_t d = 0;
+    for (; d + wide * LANES <= dim; d += wide * LANES)
+        for (int first = 0; first < rows; first += part)
+            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, wide, dtype);
+    for (; d + 2 * LANES <= dim; d += 2 * LANES)
+        for (int first = 0; first < rows; first += part)
+            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, 2, dtype);
+    for (; d < dim; d += LANES)
+        for (int first = 0; first < rows; first += part)
+            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, 1, dtype);
+}
+
+/* Whether bytes that lie side by side are all zero: most of a bias is. */
+INLINE int all_zero(const char *at, int64_t bytes) {
+    uint64_t seen = 0, word;
+    int64_t i = 0;
+    for (; i + 8 <= bytes; i += 8) memcpy(&word, at + i, 8), seen |= word;
+    for (; i < bytes; i++) seen |= (unsigned char)at[i];
+    return seen == 0;
+}
+
+/* Add the bias of columns [from, from + count) to the scores of rows [row, row + rows), those that are no padding. */
+INLINE void add_bias(const struct call *call, int64_t batch, int64_t row, int64_t from, int64_t count, float *scores,
+                     int rows) {
+    const int64_t skipped = from < call->prefix ? call->prefix - from : 0, size = element_bytes(call->dtype);
+    const int64_t *strides = call->bias_strides, left = call->groups * call->nodes - row;
+    if (skipped >= count) return;
+    for (int r = 0; r < rows && r < left; r++) {
+        int64_t at =
+            batch * strides[0] + (row + r) % call->nodes * strides[1] + (from + skipped - call->prefix) * strides[2];
+        const char *bias = call->bias + at * size;
+        if (strides[2] == 1 && all_zero(bias, (count - skipped) * size)) continue;
+        for (int64_t c = skipped; c < count; c++, bias += strides[2] * size)
+            scores[c * rows + r] += load_one(bias, call->dtype);
+    }
+}
+
+/* Scores to weights in place; the new maximum and sum; and by what the old sums shrink, in `decay`. */
+INLINE void weigh(float *scores, int64_t count, float *max, float *sum, float *decay, int rows) {
+    const int64_t end = (count * rows + LANES - 1) / LANES * LANES;
+    for (int64_t i = count * rows; i < end; i++) scores[i] = -INFINITY;
+    lanes before = *(lanes_at *)max, top = before;
+    for (int64_t i = 0; i < end; i += LANES) top = larger_lanes(*(lanes_at *)(scores + i), top);
+    top = max_of_rows(top, rows);
+    lanes base = finite_max(top), shrink = exponential(before - base), total = *(lanes_at *)sum * shrink;
+    for (int64_t i = 0; i < end; i += LANES) {
+        lanes weight = exponential(*(lanes_at *)(scores + i) - base);
+        total += weight;
+        *(lanes_at *)(scores + i) = weight;
+    }
+    *(lanes_at *)max = top, *(lanes_at *)sum = total, *(lanes_at *)decay = shrink;
+}
+
+/* A tile and the columns [from, from + count), whose keys and values these are. The first tile asks for the block after this one. */
+INLINE void attend_tile(const struct call *call, const struct scratch *scratch, struct state state, int64_t batch,
+                        int64_t tile, int64_t row, const char *keys, const char *values, int64_t from, int64_t count,
+                        int rows, int dtype) {
+    const int64_t key_stride = call->key_strides[2] * element_bytes(dtype),
+                  value_stride = call->value_strides[2] * element_bytes(dtype);
+    const int more = tile == 0 && from + 2 * count <= call->columns;
+    const struct ahead next_keys = {more ? keys + count * key_stride : NULL, key_stride};
+    const struct ahead next_values = {more ? values + count * value_stride : NULL, value_stride};
+    float *scores = scratch->scores, decay[LANES];
+    score(scratch->queries + row * call->dim, call->dim, keys, key_stride, count, scores, next_keys, rows, dtype);
+    if (call->bias) add_bias(call, batch, row, from, count, scores, rows);
+    weigh(scores, count, state.max + tile * LANES, state.sum + tile * LANES, decay, rows);
+    gather_all(state.values + row * call->value_dim, call->value_dim, scores, decay, values, value_stride, count,
+               next_values, rows, dtype);
+}
+
+/* ---- A part of a KV head. ---- */
+
+#define TILES_OF(DTYPE)                                                                                                \
+    static void attend_block_##DTYPE(const struct call *call, const struct scratch *scratch, struct state state,       \
+                                     int64_t batch, const char *keys, const char *values, int64_t from,                \
+                                     int64_t count) {                                                                  \
+        const int64_t rows = call->groups * call->nodes;                                                               \
+        for (int64_t row = 0, tile = 0; row < rows; row += tile_rows(rows - row), tile++)                              \
+            switch (tile_rows(rows - row)) {                                                                           \
+            case 1: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 1, DTYPE); break;   \
+            case 2: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 2, DTYPE); break;   \
+            case 4: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 4, DTYPE); break;   \
+            default: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 8, DTYPE);         \
+            }                                                                                                          \
+    }
+TILES_OF(FLOAT32)
+TILES_OF(BFLOAT16)
+TILES_OF(FLOAT16)
+
+static void pack_queries(const struct call *call, const struct shape *shape, int64_t batch, int64_t head,
+                         float *packed) {
+    const int64_t *strides = call->query_strides;
+    const int dtype = (int)call->dtype;
+    const lanes scale = all((float)call->scale);
+    memset(packed + shape->rows * call->dim, 0, (shape->padded_rows - shape->rows) * call->dim * sizeof(float));
+    for (int64_t row = 0; row < shape->rows; row++) {
+        int64_t query_head = head * call->groups + row / call->nodes, node = row % call->nodes;
+        const char *from = call->query + (batch * strides[0] + query_head * strides[1] + node * strides[2]) *
+                                             element_bytes(call->dtype);
+        float *to = packed + row * call->dim;
+        int64_t d = 0;
+        for (; d + 16 <= call->dim; d += 16) {
+            lanes first, second;
+            load16(from + d * element_bytes(call->dtype), dtype, &first, &second);
+            *(lanes_at *)(to + d) = first * scale, *(lanes_at *)(to + d + LANES) = second * scale;
+        }
+        if (d < call->dim) *(lanes_at *)(to + d) = load8(from + d * element_bytes(call->dtype), dtype) * scale;
+    }
+}
+
+/* Blocks [first, last) of a KV head into a fresh state. */
+static void attend_part(const struct call *call, const struct shape *shape, const struct scratch *scratch,
+                        struct state state, int64_t pair, int64_t first, int64_t last) {
+    const int64_t batch = pair / call->kv_heads, head = pair % call->kv_heads, size = element_bytes(call->dtype);
+    const char *keys = call->key + (batch * call->key_strides[0] + head * call->key_strides[1]) * size;
+    const char *values = call->value + (batch * call->value_strides[0] + head * call->value_strides[1]) * size;
+    pack_queries(call, shape, batch, head, scratch->queries);
+    memset(state.values, 0, shape->padded_rows * call->value_dim * sizeof(float));
+    memset(state.sum, 0, shape->tiles * LANES * sizeof(float));
+    for (int64_t i = 0; i < shape->tiles * LANES; i++) state.max[i] = -INFINITY;
+    for (int64_t block = first; block < last; block++) {
+        int64_t from = block * shape->block, count = smaller(shape->block, call->columns - from);
+        const char *k = keys + from * call->key_strides[2] * size, *v = values + from * call->value_strides[2] * size;
+        if (call->dtype == FLOAT32)
+            attend_block_FLOAT32(call, scratch, state, batch, k, v, from, count);
+        else if (call->dtype == BFLOAT16)
+            attend_block_BFLOAT16(call, scratch, state, batch, k, v, from, count);
+        else
+            attend_block_FLOAT16(call, scratch, state, batch, k, v, from, count);
+    }
+}
+
+/* `into` becomes the state of both parts' columns. */
+static void merge(const struct call *call, const struct shape *shape, struct state into, struct state other) {
+    for (int64_t row = 0, tile = 0; row < shape->rows; row += tile_rows(shape->rows - row), tile++) {
+        lanes_at *max = (lanes_at *)(into.max + tile * LANES), *sum = (lanes_at *)(into.sum + tile * LANES);
+        lanes theirs = *(lanes_at *)(other.max + tile * LANES), top = larger_lanes(*max, theirs),
+              base = finite_max(top);
+        lanes keep = exponential(*max - base), take = exponential(theirs - base);
+        *sum = *sum * keep + *(lanes_at *)(other.sum + tile * LANES) * take;
+        *max = top;
+        for (int64_t r = 0; r < tile_rows(shape->rows - row); r++) {
+            float *own = into.values + (row + r) * call->value_dim, *added = other.values + (row + r) * call->value_dim;
+            for (int64_t d = 0; d < call->value_dim; d++) own[d] = own[d] * keep[r] + added[d] * take[r];
+        }
+    }
+}
+
+/* Weighted values over weights, to their places in the output; zeros for a row without any weight. */
+static void write_out(const struct call *call, const struct shape *shape, struct state state, int64_t pair) {
+    const int64_t batch = pair / call->kv_heads, head = pair % call->kv_heads, dim = call->value_dim,
+                  size = element_bytes(call->dtype);
+    const int dtype = (int)call->dtype;
+    for (int64_t row = 0, tile = 0, r = 0; row < shape->rows; row++) {
+        int64_t rows = tile_rows(shape->rows - (row - r));
+        float sum = 0.0f;
+        for (int64_t lane = r; lane < LANES; lane += rows) sum += state.sum[tile * LANES + lane];
+        lanes share = all(sum == 0.0f ? 0.0f : 1.0f / sum);
+        int64_t query_head = head * call->groups + row / call->nodes, node = row % call->nodes;
+        char *to = call->out + ((batch * call->nodes + node) * call->kv_heads * call->groups + query_head) * dim * size;
+        const float *from = state.values + row * dim;
+        int64_t d = 0;
+        for (; d + 16 <= dim; d += 16)
+            store16(to + d * size, dtype, *(const lanes_at *)(from + d) * share,
+                    *(const lanes_at *)(from + d + LANES) * share);
+        if (d < dim) store8(to + d * size, dtype, *(const lanes_at *)(from + d) * share);
+        if (++r == rows) r = 0, tile++;
+    }
+}
+
+/* ---- Threads. ---- */
+
+INLINE int64_t floats_a_state(const struct call *call, const struct shape *shape) {
+    return shape->padded_rows * call->value_dim + 2 * shape->tiles * LANES;
+}
+
+INLINE int64_t floats_a_thread(const struct call *call, const struct shape *shape) {
+    int64_t floats = shape->padded_rows * call->dim + shape->block * LANES + 2 * floats_a_state(call, shape);
+    return (floats + 15) / 16 * 16; /* a cache line: no two threads write to the same */
+}
+
+static struct state state_at(const struct call *call, const struct shape *shape, float *memory) {
+    float *max = memory + shape->padded_rows * call->value_dim;
+    return (struct state){memory, max, max + shape->tiles * LANES};
+}
+
+static struct scratch scratch_of(const struct call *call, const struct shape *shape, float *memory, int64_t thread) {
+    float *own = memory + thread * floats_a_thread(call, shape),
+          *states = own + shape->padded_rows * call->dim + shape->block * LANES;
+    return (struct scratch){own, own + shape->padded_rows * call->dim, state_at(call, shape, states),
+                            state_at(call, shape, states + floats_a_state(call, shape))};
+}
+
+INLINE int64_t begin_of(const struct shape *shape, int64_t thread, int64_t threads) {
+    return shape->pairs * shape->blocks * thread / threads;
+}
+
+/* A thread's share. What it has of a KV head is written out if that is the whole, else left in its state. */
+static void attend_share(const struct call *call, const struct shape *shape, float *memory, int64_t thread,
+                         int64_t threads) {
+    const int64_t begin = begin_of(shape, thread, threads), end = begin_of(shape, thread + 1, threads);
+    struct scratch scratch = scratch_of(call, shape, memory, thread);
+    for (int64_t at = begin; at < end;) {
+        int64_t pair = at / shape->blocks, first = at % shape->blocks, last = smaller(shape->blocks, first + end - at);
+        struct state state = at == begin ? scratch.first : scratch.later;
+        attend_part(call, shape, &scratch, state, pair, first, last);
+        if (first == 0 && last == shape->blocks) write_out(call, shape, state, pair);
+        at += last - first;
+    }
+}
+
+/* The KV head that this thread began and others went on with, if there is one. */
+static void merge_last(const struct call *call, const struct shape *shape, float *memory, int64_t thread,
+                       int64_t threads) {
+    const int64_t begin = begin_of(shape, thread, threads), end = begin_of(shape, thread + 1, threads);
+    if (begin == end || end % shape->blocks == 0) return;
+    const int64_t pair = end / shape->blocks;
+    if (begin > pair * shape->blocks) return;
+    struct scratch own = scratch_of(call, shape, memory, thread);
+    struct state state = begin == pair * shape->blocks ? own.first : own.later;
+    for (int64_t other = thread + 1; other < threads && begin_of(shape, other, threads) < (pair + 1) * shape->blocks;
+         other++)
+        if (begin_of(shape, other, threads) < begin_of(shape, other + 1, threads))
+            merge(call, shape, state, scratch_of(call, shape, memory, other).first);
+    write_out(call, shape, state, pair);
+}
+
+static struct shape shape_of(const struct call *call) {
+    /* A page of keys: what is asked for a block ahead lies in the next one, which measured best; two pages take a third longer. */
+    const int64_t block_bytes = 4096, least_columns = 16;
+    struct shape shape = {.rows = call->groups * call->nodes, .pairs = call->batch * call->kv_heads};
+    for (int64_t row = 0; row < shape.rows; row += tile_rows(shape.rows - row))
+        shape.tiles++, shape.padded_rows = row + tile_rows(shape.rows - row);
+    const int64_t column_bytes = larger(call->dim, call->value_dim) * element_bytes(call->dtype);
+    shape.block = larger(least_columns, block_bytes / column_bytes / LANES * LANES);
+    shape.blocks = larger(1, (call->columns + shape.block - 1) / shape.block);
+    return shape;
+}
+
+/* 0; 1: no memory; 2: a dtype that this build does not serve. */
+int specplug_tree_attention(const struct call *call) {
+    const int64_t blocks_worth_a_thread = 4;
+#ifndef __F16C__
+    if (call->dtype == FLOAT16) return 2;
+#endif
+    if (call->batch * call->kv_heads * call->groups * call->nodes == 0) return 0;
+    const struct shape shape = shape_of(call);
+    const int64_t threads = larger(1, smaller(call->threads, shape.pairs * shape.blocks / blocks_worth_a_thread));
+    float *memory = aligned_alloc(64, threads * floats_a_thread(call, &shape) * sizeof(float));
+    if (!memory) return 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        int64_t thread = 0, present = 1;
+#ifdef _OPENMP
+        thread = omp_get_thread_num(), present = omp_get_num_threads(); /* there may be fewer than were asked for */
+#endif
+        attend_share(call, &shape, memory, thread, present);
+#pragma omp barrier
+        merge_last(call, &shape, memory, thread, present);
+    }
+    free(memory);
+    return 0;
+}
+
+/* What Python asks once: that both mean the same struct, and what this build can do. */
+int specplug_call_bytes(void) { return sizeof(struct call); }
+
+int specplug_has_float16(void) {
+#ifdef __F16C__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+int specplug_has_threads(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* Vectors that this was measured with; elsewhere it is right, and torch may be faster. */
+int specplug_has_vectors(void) {
+#if defined(__AVX2__) && defined(__FMA__)
+    return 1;
+#else
+    return 0;
+#endif
+}
