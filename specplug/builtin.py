@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from specplug.controllers import BatchTable, Fixed, Goodput, Slo
-from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
+from specplug.drafters import (
+    LayerSkip,
+    Lookahead,
+    Merged,
+    MLPSpeculator,
+    ModelDraft,
+    NoDraft,
+    PromptLookup,
+    RetrievalCorpus,
+    SelfDraft,
+    Suffix,
+)
 from specplug.hookspecs import Register, hookimpl
-from specplug.kv_policies import Full, Streaming
+from specplug.kv_policies import Full, KVPress, Lambda, Retrieval, SnapKV, Squeezed, Streaming
 from specplug.trees import Chain, Dynamic, KAry, Sequoia
 
 
@@ -15,12 +26,23 @@ def specplug_register_drafters(register: Register) -> None:
     register("self", SelfDraft)
     register("model", ModelDraft)
     register("prompt_lookup", PromptLookup)
+    register("suffix", Suffix)
+    register("retrieval_corpus", RetrievalCorpus)
+    register("lookahead", Lookahead)
+    register("layer_skip", LayerSkip)
+    register("mlp_speculator", MLPSpeculator)
+    register("merged", Merged)
 
 
 @hookimpl
 def specplug_register_kv_policies(register: Register) -> None:
     register("full", Full)
     register("streaming", Streaming)
+    register("lambda", Lambda)
+    register("snapkv", SnapKV)
+    register("retrieval", Retrieval)
+    register("squeezed", Squeezed)
+    register("kvpress", KVPress)
 
 
 @hookimpl

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specplug.host import Batch, Commit, Need
+from specplug.host import Batch, Commit
+from specplug.needs import Need
 from specplug.random import row_seeds
 from specplug.tree import TreeBatch, TreeShape
 from specplug.verify import Targets, Verdict
@@ -54,7 +55,7 @@ class TableRunner:
         self._tokens = batch.roots[:, None]
         return self.logits[self._before, batch.roots][:, None]
 
-    def extend(self, tokens: Tensor, level: int) -> Tensor:
+    def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
         self.calls += 1
         start, stop = self._shape.levels[level]
         assert tokens.shape[1] == stop - start

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from specplug import Need
 from specplug_hf.support import takes_registered_attention
+from specplug_hf.tokenizer import has_tokenizer
 
 _ALWAYS = frozenset(
     {
@@ -22,4 +23,5 @@ _ALWAYS = frozenset(
 
 def capabilities_of(model: PreTrainedModel) -> frozenset[Need]:
     """What can be asked for with `model`. Queries pass through our attention function only where models look theirs up."""
-    return _ALWAYS | ({Need.QUERIES} if takes_registered_attention(model) else frozenset())
+    tokenizer = frozenset({Need.TOKENIZER} if has_tokenizer(model) else ())
+    return _ALWAYS | tokenizer | ({Need.QUERIES} if takes_registered_attention(model) else frozenset())

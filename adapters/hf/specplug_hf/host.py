@@ -28,6 +28,7 @@ from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.runners import ModelRunner, SelfRunner
 from specplug_hf.store import KVStore
+from specplug_hf.tokenizer import tokenize
 from specplug_hf.views import FullView
 
 
@@ -89,6 +90,11 @@ class HFHost:
     def weight_bytes(self) -> float:
         """Bytes of the target's weights that a forward reads."""
         return weight_bytes(self.model)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the target."""
+        return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
 
     # --- what a round asks
 
@@ -211,6 +217,10 @@ class HFHost:
     def padded_tokens(self, sizes: Sequence[int]) -> int:
         """Rows are padded to the widest."""
         return len(sizes) * max(sizes)
+
+    def tokenize(self, text: str) -> Tensor:
+        """The model's own tokens of `text`, no special ones added: [n] int64."""
+        return tokenize(self.model, text)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -41,7 +41,7 @@ class SparseCopy:
         rows = self.store.num_rows
         self.copied = [0] * rows  # positions [0, copied) of each row are in the ring, as far as it holds them
         self._chosen = [False] * rows
-        self._rounds = 0  # since the last choice
+        self._rounds = [0] * rows  # of each row, since the last choice: what others do must not change what a row draws
         self._chooser = policy.open() if isinstance(policy, ChoosingPolicy) else None
         self._refresh = policy.refresh if isinstance(policy, ChoosingPolicy) else 0
 
@@ -75,9 +75,11 @@ class SparseCopy:
 
     def _choose(self, lengths: list[int]) -> None:
         """Put what the policy chooses into the first slots of every row that is due."""
-        self._rounds += 1
-        again = bool(self._refresh) and self._rounds > self._refresh
-        due = [n > self.ring.size and (again or not done) for n, done in zip(lengths, self._chosen, strict=True)]
+        self._rounds = [rounds + 1 for rounds in self._rounds]
+        again = [bool(self._refresh) and rounds > self._refresh for rounds in self._rounds]
+        due = [
+            n > self.ring.size and (old or not done) for n, old, done in zip(lengths, again, self._chosen, strict=True)
+        ]
         if not any(due):
             return
         assert self._chooser is not None and self._queries is not None
@@ -95,7 +97,7 @@ class SparseCopy:
             )
             self.store.take(layer, keys, values, positions, rows.to(keys.device))
         self._chosen = [done or now for done, now in zip(self._chosen, due, strict=True)]
-        self._rounds = 1
+        self._rounds = [1 if now else rounds for rounds, now in zip(self._rounds, due, strict=True)]
 
     def _turn(self, lengths: list[int], reach: int) -> None:
         """The anchors' keys as they would be at most `reach` positions before the root."""
@@ -113,5 +115,6 @@ class SparseCopy:
         self.store.keep_rows(rows)
         self.copied = [self.copied[row] for row in rows]
         self._chosen = [self._chosen[row] for row in rows]
+        self._rounds = [self._rounds[row] for row in rows]
         if self._chooser is not None:
             self._chooser.keep_rows(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specplug import Batch, Drafter, DraftRequest, Round, Speculator, TreeBatch
+from specplug import Batch, Drafter, DraftRequest, Need, Round, Speculator, TreeBatch
 from specplug_conformance.check import EVERY, Trial, check
 from specplug_conformance.compare import faulty, same_tokens
 from specplug_conformance.request import Request
@@ -23,8 +23,15 @@ class Troubled(Drafter):
 
     def __init__(self, inner: Drafter, error: type[BaseException], at: int) -> None:
         self.inner, self.error, self.at = inner, error, at
-        self.needs = inner.needs  # type: ignore[misc]
         self.drafts_with_model = inner.drafts_with_model  # type: ignore[misc]
+
+    @property
+    def parts(self) -> tuple[Drafter, ...]:
+        return self.inner.parts
+
+    @property
+    def required(self) -> frozenset[Need]:
+        return self.inner.required
 
     def setup(self) -> None:
         self.inner, self.rounds = self.inner.open(self.host), 0

@@ -1,0 +1,115 @@
+"""`retrieval_corpus`: propose what followed the row's last tokens in the user's own files.
+
+REST (arXiv 2311.08252): the longest end of the text that stands in a datastore, and a tree of what most often follows it there;
+ADED (arXiv 2407.08223) keeps the tree's best paths likewise. The target's tokenizer makes tokens of the files once, and all
+places are sorted by what stands before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from specplug.corpus.files import TOKENS, corpus_files, read_text
+from specplug.corpus.loading import load_corpus
+from specplug.corpus.occurrences import NOTHING, Occurrences, following, matches
+from specplug.drafters.base import Drafter, DraftRequest
+from specplug.drafters.continuations import check_probability, continuation_trees
+from specplug.errors import OptionError
+from specplug.host import Batch
+from specplug.needs import Need
+from specplug.tree import TreeBatch, TreeShape, roots_only
+from specplug.trees import Chain, Sequoia
+
+PLACES = 32  # most places in the corpus that vote
+LOOKED_AT = 16  # bytes a token of `max_tokens` that are looked at when the drafter is made
+
+
+class Tokenizing(Protocol):
+    """A host with Need.TOKENIZER."""
+
+    def tokenize(self, text: str) -> Tensor:
+        """The target's tokens of `text`, no special ones added: [n] int64."""
+        ...
+
+
+@dataclass
+class RetrievalCorpus(Drafter):
+    """`path`: a file, or a folder whose files match `pattern`: text in UTF-8, or `.safetensors` with int32 `tokens` and the `ends`
+    of its documents (corpus/files.py writes such a file). At most `max_tokens` are read.
+
+    Works on the CPU: each row's last `max_match` tokens are copied there once a round. `min_probability`: nodes that a smaller share
+    of the places leads to are not proposed. Made once for each corpus and tokenizer: sorting takes a second a million tokens.
+    """
+
+    path: str
+    pattern: str = "**/*"
+    max_tokens: int = 1 << 20
+    max_match: int = 16
+    min_probability: float = 0.05
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.HISTORY})
+    checked: ClassVar[bool] = False
+    rehearses: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 2:
+            raise OptionError(f"retrieval_corpus: max_tokens={self.max_tokens} must be at least 2.")
+        if self.max_match < 1:
+            raise OptionError(f"retrieval_corpus: max_match={self.max_match} must be at least 1.")
+        check_probability("retrieval_corpus", self.min_probability)
+        self._files = corpus_files(self.path, self.pattern)
+        self._texts = [file for file in self._files if file.suffix != TOKENS]
+        left = LOOKED_AT * self.max_tokens
+        for file in self._texts:  # what is no text is refused here, as far as it will be read at all
+            left -= len(read_text(file, self._root))
+            if left <= 0:
+                break
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.path).expanduser()
+
+    @property
+    def required(self) -> frozenset[Need]:
+        return self.needs | ({Need.TOKENIZER} if self._texts else set())
+
+    @property
+    def key(self) -> str:
+        return f"{type(self).__name__}[{self.path}, {self.pattern}, {self.max_match}, {self.min_probability:g}]"
+
+    def shapes(self) -> tuple[TreeShape, ...]:
+        return Sequoia(16, 8).build(), Chain(6).build(), Chain(3).build()
+
+    def setup(self) -> None:
+        self._corpus = load_corpus(
+            self._files,
+            self._root,
+            cast(Tokenizing, self.host).tokenize if self._texts else None,
+            self.host.identity[0],
+            self.host.vocab_size,
+            self.max_tokens,
+            self.max_match,
+        )
+
+    def draft(self, request: DraftRequest) -> TreeBatch:
+        batch, shape = request.batch, request.shape
+        if not shape.size:
+            return roots_only(batch.roots)
+        ending = endings_of(batch, self.max_match)
+        text = self._corpus.text
+        rows, places, matched = matches(text, *self._corpus.nearest(ending, PLACES), ending, PLACES)
+        found = Occurrences(rows, matched, following(text, places, shape.depth))
+        return continuation_trees(batch.roots, found, shape.size, self.min_probability, request.explain)
+
+
+def endings_of(batch: Batch, most: int) -> Tensor:
+    """The last `most` tokens of each row, the newest first, on the CPU: [B, most] int32; waits for the device, once."""
+    history, starts, ends = batch.history, batch.history_starts, batch.history_ends
+    assert history is not None and starts is not None and ends is not None  # Need.HISTORY
+    columns = ends[:, None] - 1 - torch.arange(most, device=history.device)
+    found = history.gather(1, columns.clamp(min=0)).where(columns >= starts[:, None], NOTHING)
+    return found.to(device="cpu", dtype=torch.int32)
