@@ -31,6 +31,7 @@ from specplug.round import Round
 from specplug.tree import ROOT_ONLY, child_counts
 
 STRANGE = 0.7  # share of what was seen of others that does not count for a row that nothing was seen of
+STALE = 0.03  # by how much a round in which plain decoding is not measured adds to the doubt of its time
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 
@@ -137,10 +138,12 @@ class Goodput(Controller):
 
     def _hope(self, option: Option, batch: Batch, situation: Hashable) -> Option | None:
         """`option` as good as what was seen of it leaves room for; less room, the more was seen and the more lately."""
-        kept = 0.5 ** (self._learnt.waited(situation, option.arm.label) / self.patience)
+        waited = self._learnt.waited(situation, option.arm.label)
+        kept = 0.5 ** (waited / self.patience)
         if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
-            rounds = self._prices.plain_tried() * kept
-            return replace(option, tokens=1 + min(0.3, 0.1 / math.sqrt(max(rounds, 1e-3))))
+            # a generation's first rounds are slow: one too dear by them would never be looked at again, were doubt not to grow
+            doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(self._prices.plain_tried(), 1))
+            return replace(option, tokens=1 + min(0.5, doubt))
         known = self._beliefs.of(option.arm, batch.sampling).rows
         strangers = sum(row not in known for row in batch.rows) / batch.num_rows
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
