@@ -14,8 +14,10 @@ EXTRAS = {
     "demo": "hf",
     "bench": "hf",
     "calibrate": "hf",
+    "policies": "hf",
     "roofline": "hf",
     "trace": "hf",
+    "train": "hf",
     "bench-sglang": "sglang",
     "conformance": "conformance",
 }

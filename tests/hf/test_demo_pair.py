@@ -14,13 +14,13 @@ from specplug.errors import SpecplugError
 from specplug_hf.demo import corpus, load_pair, prompt, prompt_text, train
 from specplug_hf.demo.agreement import agreement, held_out_loss
 from specplug_hf.demo.corpus import is_held_out
-from specplug_hf.demo.distil import Continuations, extend
 from specplug_hf.demo.muon import orthogonalise
 from specplug_hf.demo.pair import DRAFT_FOLDER, FOLDER, TARGET_FOLDER
 from specplug_hf.demo.prompts import count, sources
 from specplug_hf.demo.resize import deepen, mean, narrow
 from specplug_hf.demo.shapes import Shape
 from specplug_hf.demo.trainer import Phase, Recipe, Trainer
+from specplug_hf.training.continuations import Continuations, extend
 
 TINY = Shape(layers=2, hidden=16, inner=24, heads=2, kv_heads=1)
 AGREEMENT_FLOOR = 0.66  # measured in this setting: 0.729

@@ -11,9 +11,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from specplug_hf.demo import train
-from specplug_hf.demo.distil import Continuations
+from specplug_hf.demo.agreement import agreement
 from specplug_hf.demo.shapes import DRAFT, TARGET, Shape
-from specplug_hf.demo.trainer import Phase, Recipe, Trainer, next_token_loss, precision
+from specplug_hf.demo.trainer import Phase, Recipe, Trainer, next_token_loss
+from specplug_hf.training import continuations
+from specplug_hf.training.continuations import Continuations, write_continuations
+from specplug_hf.training.hardware import precision
 
 TINY = Shape(layers=2, hidden=16, inner=24, heads=2, kv_heads=1)
 CPU = torch.device("cpu")
@@ -74,6 +77,16 @@ def test_mixed_precision_keeps_float32_weights_and_learns(tmp_path: Path) -> Non
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_the_target_writes_in_the_precision_that_was_asked_for(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    target, seen = LlamaForCausalLM(TINY.config()), []
+    target.register_forward_hook(lambda model, inputs, output: seen.append(output.logits.dtype))
+    data, plan = torch.arange(100) % 7, Continuations(rows=2, prompt=4, new=3, batches=2)  # one greedy, one drawn
+    assert write_continuations(target, data, plan, tmp_path, 0, dtype).shape == (4, 7)
+    agreement(target, LlamaForCausalLM(TINY.config()), data[:8].view(2, 4), new=2, dtype=dtype)
+    assert seen == [dtype or torch.float32] * (2 * 3 + 2)
+
+
 def test_the_command_for_a_gpu_runs_with_its_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,12 +98,17 @@ def test_the_command_for_a_gpu_runs_with_its_options(
     monkeypatch.setattr(train, "DRAFT_PHASES", (Phase(0.5, 32, 2), Phase(1.0, 64, 2)))
     own = [train.OwnTexts("own", Continuations(rows=4, prompt=8, new=8), 0.2, 0.2, remembered=3)]
     monkeypatch.setattr(train, "OWN_TEXTS", own)
-    lengths = []
+    lengths: list[tuple[list[int], torch.dtype | None]] = []
     monkeypatch.setattr(train, "Trainer", _recording(lengths))
+    written: set[torch.dtype | None] = set()
+    monkeypatch.setattr(
+        continuations, "precision", lambda device, dtype: written.add(dtype) or precision(device, dtype)
+    )
     options = ["--device", "cpu", "--dtype", "bfloat16", "--context", "1k", "--tokens", "12000"]
     train.main(["all", "--out", str(tmp_path), *options])
     assert "greedy agreement" in capsys.readouterr().out
     assert lengths == [([32, 1024], torch.bfloat16), ([32, 1024], torch.bfloat16), ([16], torch.bfloat16)]
+    assert written == {torch.bfloat16}
     saved = json.loads((tmp_path / "draft" / "config.json").read_text())
     assert (saved["max_position_embeddings"], saved["hidden_size"]) == (16384, TINY.hidden)
 

@@ -64,7 +64,7 @@ def specplug_register_kernels(register: Register) -> None:
 
 @hookimpl
 def specplug_register_commands(register: Register) -> None:
-    for name in ("demo", "bench", "calibrate", "roofline", "trace"):
+    for name in ("demo", "bench", "calibrate", "policies", "roofline", "trace", "train"):
         register(name, importlib.import_module(f"specplug_hf.commands.{name}").add_parser)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from specplug import OptionError
 from specplug_hf.commands.names import SETUPS, setup_names
 from specplug_hf.commands.options import add_model_options, integers, positive
 
@@ -23,10 +25,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--ragged", action="store_true", help="rows of different lengths, padded on the left")
     parser.add_argument("--new-tokens", type=positive, metavar="N", help="new tokens a row (default: 128)")
     parser.add_argument("--prompts", type=positive, metavar="N", help="batches to measure on (default: 4)")
-    parser.add_argument("--repeats", type=positive, metavar="N", help="turns on every batch (default: 1)")
+    parser.add_argument(
+        "--repeats", "--runs", dest="repeats", type=positive, metavar="N",
+        help="turns on every batch (default: 1; 3 with --all-drafters)",
+    )  # fmt: skip
     parser.add_argument(
         "--setups", type=setup_names, metavar="NAME,NAME", help=f"who takes part (default: all): {', '.join(SETUPS)}"
     )
+    parser.add_argument(
+        "--all-drafters",
+        action="store_true",
+        help="every drafter on repeating code, other code and prose, at batch 1: which method for which text",
+    )
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw what --all-drafters found")
     parser.add_argument("--goals", action="store_true", help="run the project's own cases, goal beside measured")
     parser.add_argument(
         "--planner", action="store_true", help="auto against the best fixed set-up, over a grid of batch and context"
@@ -47,5 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     from specplug_hf.commands.benchmark import Benchmark  # noqa: PLC0415  (loads torch and transformers)
     from specplug_hf.commands.models import quietly  # noqa: PLC0415
 
+    if arguments.plot and not arguments.all_drafters:
+        raise OptionError("--plot draws what --all-drafters found: give that too.")
     with quietly():
+        if arguments.all_drafters:
+            from specplug_hf.commands.comparison import Comparison  # noqa: PLC0415
+
+            return Comparison(arguments).run()
         return Benchmark(arguments).run()

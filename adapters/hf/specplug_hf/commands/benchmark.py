@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from typing import Any
 
-import torch
-import transformers
-
-from specplug import OptionError, __version__
+from specplug import OptionError
 from specplug_hf.commands import report
 from specplug_hf.commands.batches import Prompts
 from specplug_hf.commands.cases import Case, Result, Runner
+from specplug_hf.commands.environment import environment
 from specplug_hf.commands.goals import Goal, Outcome, goal_cases, outcomes, planner_cases
 from specplug_hf.commands.models import load
 from specplug_hf.commands.names import SETUPS
@@ -36,7 +32,7 @@ class Benchmark:
 
     def run(self) -> int:
         """Measure, print, write; 0, or 1 if an output differs by more than rounding explains."""
-        print(report.header(self.environment()))
+        print(report.header(environment(self.models)))
         for case, goals in self._cases():
             self._case(case, goals)
         if self.outcomes:
@@ -81,38 +77,11 @@ class Benchmark:
                 raise OptionError(f"--context {context} and {new} new tokens exceed the model's positions.")
         return [(Case(rows, context, new, names, given.ragged, prompts, repeats), ()) for rows, context in sizes]
 
-    def environment(self) -> dict[str, Any]:
-        """What a figure depends on besides the code."""
-        target = self.models.target
-        return {
-            "specplug": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": str(target.device),
-            "dtype": str(target.dtype).removeprefix("torch."),
-            "model": self.models.name,
-            "target_parameters": target.num_parameters(),
-            "draft_parameters": self.models.draft.num_parameters() if self.models.draft is not None else None,
-        }
-
     def as_dict(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
         return {
-            "environment": self.environment(),
+            "environment": environment(self.models),
             "cases": [result.as_dict() for result in self.results],
             "goals": [outcome.as_dict() for outcome in self.outcomes],
             "overhead": [measured.as_dict() for measured in self.overheads],
         }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -66,15 +66,10 @@ class Result:
             "ragged": self.case.ragged,
             "turning": self.case.turning,
             "summary": [line.as_dict() for line in self.rows()],
-            "samples": [_sample(s) for s in self.samples],
-            "choosing": [_sample(s) for s in self.choosing],
+            "samples": [sample.as_dict() for sample in self.samples],
+            "choosing": [sample.as_dict() for sample in self.choosing],
             "differences": [d.as_dict() for d in self.differences],
         }
-
-
-def _sample(sample: Sample) -> dict[str, Any]:
-    plain_values = {name: getattr(sample, name) for name in Sample.__slots__ if name != "stats"}
-    return plain_values | {"rate": sample.rate, "stats": sample.stats.as_dict() if sample.stats else None}
 
 
 class Runner:

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -47,6 +48,11 @@ class Sample:
     def rate(self) -> float:
         """Decoded tokens a second, over all rows."""
         return (self.tokens - self.first_tokens) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "stats"}
+        return values | {"rate": self.rate, "stats": self.stats.as_dict() if self.stats else None}
 
 
 @dataclass(slots=True)

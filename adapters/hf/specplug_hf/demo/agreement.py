@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from .distil import extend
+from specplug_hf.training.continuations import extend
+
 from .pair import DRAFT_FOLDER, TARGET_FOLDER, load_model, load_tokenizer
 from .prompts import count, prompt
 from .trainer import next_token_loss
@@ -38,12 +39,18 @@ def loss_by_position(model: LlamaForCausalLM, prompts: torch.Tensor, spans: list
 
 
 @torch.no_grad()
-def agreement(target: LlamaForCausalLM, draft: LlamaForCausalLM, prompts: torch.Tensor, new: int = 96) -> float:
+def agreement(
+    target: LlamaForCausalLM,
+    draft: LlamaForCausalLM,
+    prompts: torch.Tensor,
+    new: int = 96,
+    dtype: torch.dtype | None = None,
+) -> float:
     """The share of the target's greedy continuations of `prompts` `[B, T]` that the draft's greedy choice predicts.
 
-    Tokens after an end token do not count.
+    The target's products are computed in `dtype`, as in `extend`. Tokens after an end token do not count.
     """
-    ids = extend(target, prompts.to(target.device), new)
+    ids = extend(target, prompts.to(target.device), new, dtype=dtype)
     choice = draft(input_ids=ids[:, :-1], use_cache=False).logits[:, -new:].argmax(-1)
     wanted = ids[:, -new:]
     counts = (wanted == target.config.eos_token_id).cumsum(-1) <= (wanted == target.config.eos_token_id)

@@ -68,16 +68,6 @@ def stream(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     return torch.tensor([i for e in tokenizer.encode_batch(texts, add_special_tokens=False) for i in (*e.ids, 0)])
 
 
-def window_starts(total: int, length: int, seed: int) -> torch.Tensor:
-    """Starts of the windows of one pass over a stream of `total` tokens: disjoint, shifted and shuffled by `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    if total <= length:
-        raise ValueError(f"a stream of {total} tokens is too short for windows of {length}")
-    shift = int(torch.randint(0, min(length, total - length), (1,), generator=generator))
-    starts = torch.arange(shift, total - length + 1, length)
-    return starts[torch.randperm(len(starts), generator=generator)]
-
-
 def load_tokenizer(folder: Path, texts: list[str]) -> Tokenizer:
     """The tokenizer in `folder`, trained on `texts` and saved there where it is not yet."""
     path = folder / "tokenizer.json"

@@ -20,14 +20,16 @@ from transformers import LlamaForCausalLM
 
 from specplug.commands.plan_options import whole
 from specplug.errors import OptionError
+from specplug_hf.training.continuations import Continuations, write_continuations
+from specplug_hf.training.hardware import keep_memory
 
 from .agreement import agreement, held_out_loss
 from .corpus import library_files, load_tokenizer, save_tokenizer, split, stream
-from .distil import Continuations, distillation_loss, write_continuations
+from .distil import distillation_loss
 from .prompts import write_prompts
 from .resize import mean, narrow
 from .shapes import DRAFT, TARGET, Shape
-from .trainer import Phase, Recipe, Trainer, keep_memory
+from .trainer import Phase, Recipe, Trainer
 
 CONTEXT = 8704  # tokens of the longest sequences; `--context` says otherwise
 DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -141,7 +143,7 @@ def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
     for own in OWN_TEXTS:
         before = copy.deepcopy(draft)  # training is in place
         plan = job.writing(own.texts, share * own.writing)
-        rows = write_continuations(target, job.data, plan, job.out / own.name, job.seed)
+        rows = write_continuations(target, job.data, plan, job.out / own.name, job.seed, job.dtype)
         phase = Phase(until=1.0, length=rows.shape[1], layers=shape.layers)
         recipe = job.recipe((phase,), share * own.learning, OWN_TEXT_RATE)
         loss = distillation_loss(target, remembered_rows=own.remembered)
@@ -150,7 +152,8 @@ def train_draft(job: Job, target: LlamaForCausalLM) -> LlamaForCausalLM:
     draft = mean(before, draft)
     _report(job, "draft", draft, runs)
     prompts = torch.stack(list(job.held[: len(job.held) // 256 * 256].view(-1, 256)[:48]))
-    print(f"greedy agreement on the target's own continuations: {agreement(target, draft, prompts):.3f}", flush=True)
+    agreed = agreement(target, draft, prompts, dtype=job.dtype)
+    print(f"greedy agreement on the target's own continuations: {agreed:.3f}", flush=True)
     return draft
 
 

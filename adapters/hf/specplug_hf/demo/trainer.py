@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
-from .corpus import window_starts
+from specplug_hf.training.checkpoint import load_state, save_state, saved_record
+from specplug_hf.training.data import windows
+from specplug_hf.training.hardware import precision
+
 from .muon import Muon
 from .resize import deepen
 from .shapes import Shape
@@ -66,24 +64,6 @@ class Progress:
     loss: float = math.nan
 
 
-def keep_memory() -> None:
-    """Let glibc keep freed memory: handing activations back to the kernel each step costs a third of the speed."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no mmap for large blocks
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-            libc.mallopt(-2, 2**28)  # M_TOP_PAD
-
-
-def precision(device: torch.device, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
-    """Mixed precision: autocast to `dtype`, weights and moments in float32. None: bfloat16 on a GPU, and plain float32 on a
-    CPU, where bfloat16 is emulated more often than not."""
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
-
-
 def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Cross entropy summed over the predictions of `ids` `[b, length]`."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
@@ -112,7 +92,7 @@ class Trainer:
         self.progress = Progress()
         torch.manual_seed(recipe.seed)
         vocab = int(start.config.vocab_size) if start is not None else shape.config().vocab_size
-        saved = json.loads((folder / "state.json").read_text()) if (folder / "state.json").exists() else None
+        saved = saved_record(folder)
         layers = saved["layers"] if saved else recipe.phases[0].layers
         self.model = start if start is not None else LlamaForCausalLM(shape.config(layers, vocab))
         self.model.to(device).train()
@@ -167,21 +147,11 @@ class Trainer:
             self._make_optimizers()
 
     def _batch(self, length: int) -> torch.Tensor:
-        """The next windows `[b, length]` of the phase: passes over the data, each shuffled (a stream: shifted) anew."""
-        count = max(1, self.recipe.batch_tokens // length)
-        rows: list[torch.Tensor] = []
-        p, in_rows = self.progress, self.data.ndim == 2
-        per_pass = len(self.data) if in_rows else len(self.data) // length - 1
-        for k in range(p.drawn, p.drawn + count):
-            seed = (self.recipe.seed * 101 + p.phase) * 10007 + k // per_pass
-            if in_rows:
-                order = torch.randperm(per_pass, generator=torch.Generator().manual_seed(seed))
-                rows.append(self.data[order[k % per_pass]])
-            else:
-                start = int(window_starts(len(self.data), length, seed)[k % per_pass])
-                rows.append(self.data[start : start + length])
+        """The next windows `[b, length]` of the phase."""
+        count, p = max(1, self.recipe.batch_tokens // length), self.progress
+        batch = windows(self.data, length, p.drawn, count, self.recipe.seed * 101 + p.phase)
         p.drawn += count
-        return torch.stack(rows)
+        return batch
 
     def _step(self) -> None:
         p, r = self.progress, self.recipe
@@ -210,30 +180,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write weights, optimiser moments and progress to `folder`; a crash in between leaves the last state whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{n}": p.detach().cpu().contiguous() for n, p in self.model.named_parameters()}
-        for k, optimizer in enumerate(self.optimizers):
-            for i, entry in optimizer.state_dict()["state"].items():
-                tensors |= {f"optim.{k}.{i}.{n}": v.detach().cpu().contiguous() for n, v in entry.items()}
-        name = f"state-{self.progress.step}.safetensors"
-        save_file(tensors, self.folder / name)
-        state = {"file": name, "layers": self.model.config.num_hidden_layers, "progress": asdict(self.progress)}
-        (self.folder / "state.json.part").write_text(json.dumps(state, indent=1))
-        os.replace(self.folder / "state.json.part", self.folder / "state.json")
-        for old in self.folder.glob("state-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        record = {"layers": self.model.config.num_hidden_layers, "progress": asdict(self.progress)}
+        save_state(self.folder, self.progress.step, self.model, self.optimizers, record)
 
-    def _load(self, saved: dict[str, object]) -> None:
+    def _load(self, saved: dict[str, Any]) -> None:
         self.progress = replace(self.progress, **saved["progress"])
-        tensors = load_file(self.folder / str(saved["file"]))
-        with torch.no_grad():
-            for name, p in self.model.named_parameters():
-                p.copy_(tensors[f"model.{name}"])
-        for k, optimizer in enumerate(self.optimizers):
-            state = optimizer.state_dict()
-            for key, value in tensors.items():
-                if key.startswith(f"optim.{k}."):
-                    _, _, i, name = key.split(".")
-                    state["state"].setdefault(int(i), {})[name] = value
-            optimizer.load_state_dict(state)
+        load_state(self.folder, saved, self.model, self.optimizers)
