@@ -31,7 +31,7 @@ from specplug.round import Round
 from specplug.tree import ROOT_ONLY, child_counts
 
 STRANGE = 0.7  # share of what was seen of others that does not count for a row that nothing was seen of
-STALE = 0.03  # by how much a round in which plain decoding is not measured adds to the doubt of its time
+STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 

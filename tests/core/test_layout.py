@@ -15,16 +15,23 @@ ALLOWED = {
     "kernels/specplug_kernels": {"torch", "triton", "flashinfer"},
     "conformance/specplug_conformance": {"torch", "specplug", "hypothesis", "scipy", "rich", "pytest", "transformers"},
 }
+# what a part of a package needs only when it is used: imported within functions, and nowhere else
+LAZY = {"specplug": {"safetensors"}}
 ADAPTERS = sorted(path.name for path in (ROOT / "adapters").glob("*/specplug_*") if path.is_dir())
 
 
 def imported(path):
     """Top-level names that a file imports anywhere, function bodies included."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.partition(".")[0]
+        yield from names_of(node)
+
+
+def names_of(node):
+    """Top-level names that a statement imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name.partition(".")[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+        yield node.module.partition(".")[0]
 
 
 def files(package):
@@ -33,11 +40,18 @@ def files(package):
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_a_package_imports_only_what_it_may(package):
-    allowed = ALLOWED[package] | set(sys.stdlib_module_names) | {Path(package).name}
+    allowed = ALLOWED[package] | LAZY.get(package, set()) | set(sys.stdlib_module_names) | {Path(package).name}
     strays = {f"{path.relative_to(ROOT)}: {name}" for path in files(package) for name in imported(path)} - {
         f"{path.relative_to(ROOT)}: {name}" for path in files(package) for name in allowed
     }
     assert not strays
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_what_a_part_needs_is_imported_when_it_is_used(package):
+    for path in files(package):
+        eager = {name for node in ast.parse(path.read_text(), str(path)).body for name in names_of(node)}
+        assert not eager & LAZY[package], path
 
 
 def test_the_suite_needs_transformers_only_for_its_llamas():

@@ -41,8 +41,11 @@ def specs():
 
 def test_built_ins_are_registered_through_the_same_hooks():
     known = Plugins(load_entry_points=False)
-    assert known.names("drafters") == ["model", "none", "prompt_lookup", "self"]
-    assert known.names("kv_policies") == ["full", "streaming"]
+    assert known.names("drafters") == [
+        *("layer_skip", "lookahead", "merged", "mlp_speculator", "model", "none", "prompt_lookup", "retrieval_corpus"),
+        *("self", "suffix"),
+    ]
+    assert known.names("kv_policies") == ["full", "kvpress", "lambda", "retrieval", "snapkv", "squeezed", "streaming"]
     assert known.names("trees") == ["chain", "dynamic", "kary", "sequoia"]
     assert known.names("controllers") == ["auto", "batch_table", "fixed", "goodput", "slo"]
     assert {plugin.source for plugin in known.all()} == {"specplug"}
@@ -72,7 +75,7 @@ def test_a_hook_under_another_function_name():
         (
             "drafters",
             "promt_lookup",
-            "Unknown drafter 'promt_lookup'. Did you mean 'prompt_lookup'? Known: model, none",
+            "Unknown drafter 'promt_lookup'. Did you mean 'prompt_lookup'? Known: layer_skip, lookahead",
         ),
         ("kv_policies", "streming", "Unknown KV policy 'streming'. Did you mean 'streaming'?"),
         ("trees", "zzz", "Unknown tree 'zzz'. Known: chain, dynamic, kary, sequoia."),

@@ -8,7 +8,7 @@ import pytest
 from generate_tools import Models, prompt, same
 
 from specplug import Batch, Controller, Plan, Speculator
-from specplug_hf import runners
+from specplug_hf.runners import model as runners
 
 BLOCK = 3
 

@@ -203,11 +203,11 @@ def test_what_is_no_draft(fp64: Models, tmp_path: Any):
 
 
 class NeedsMore(Drafter):
-    needs = frozenset({Need.QUERIES})
+    needs = frozenset({Need.TOKENIZER})
 
 
 def test_a_drafter_whose_need_cannot_be_met(fp64: Models):
-    refused(fp64.target, "NeedsMore.*queries.*another drafter", assistant=Speculator(drafter=NeedsMore()))
+    refused(fp64.target, "NeedsMore.*tokenizer.*another drafter", assistant=Speculator(drafter=NeedsMore()))
 
 
 def test_a_tree_wider_than_the_vocabulary():
