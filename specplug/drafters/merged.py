@@ -59,6 +59,7 @@ class Merged(Drafter):
             raise OptionError(f"merged: parts={self.parts!r} must be two drafters or more.")
         if named and self.model is not None and not any(getattr(p, "model", None) is self.model for p in parts):
             raise OptionError(f"merged: a draft model is given, but no part of {self.parts!r} uses it; name 'model'.")
+        parts = [inner for part in parts for inner in part.parts]  # one that is merged itself gives its parts
         self.parts = tuple(sorted(parts, key=lambda part: not part.drafts_with_model))
         self._shares = Shares(len(parts))
         self.checked = any(part.checked for part in parts)  # type: ignore[misc]
@@ -107,7 +108,7 @@ class Merged(Drafter):
         worth = self._shares.worth(learnt=not batch.sampling)
         shares = sizes(worth, shape.size)
         drafted = [self._ask(place, request, share) for place, share in enumerate(shares)]
-        # what was drawn must stand before all that may be left out
+        # what was drawn must stand before all that may be left out, or united with it
         order = sorted(range(len(drafted)), key=lambda place: drafted[place].laws is None)
         offers = [Offer(drafted[i], self._worth(i, drafted[i], worth)) for i in order]
         trees, fresh = united(batch.roots, offers, shape.size, shape.depth)
@@ -119,6 +120,8 @@ class Merged(Drafter):
     def _ask(self, place: int, request: DraftRequest, share: int) -> TreeBatch:
         """The tree of the part at `place`: of its share if it drafts with a model or draws, else of any size."""
         part: Drafter = self.parts[place]
+        if part.drafts_with_model and not share:
+            return roots_only(request.batch.roots)
         small = part.fitted(beginning(request.shape, share))
         whole = part.fitted(request.shape)
         batch = _with_draws_of(request.batch, place) if request.batch.sampling else request.batch

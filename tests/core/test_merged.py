@@ -364,6 +364,23 @@ def test_models_come_first_and_get_their_share_the_others_what_is_left():
     assert drafter.drafts_with_model and not drafter.rehearses
 
 
+def test_a_model_without_a_place_is_not_run():
+    target = table(6, 1)
+    host = host_of(target, PROMPTS)
+    drafter = Merged([ModelDraft(near(target, 77)), SelfDraft(Full())]).open(host)
+    trees = drafter.draft(DraftRequest(host.batch(), chain_shape(1)))
+    assert trees.num_nodes == 2
+    assert [part._runner.calls for part in drafter.parts] == [1, 0]
+
+
+def test_merged_parts_of_a_merged_drafter_stand_beside_the_others():
+    """Each has seeds of its own to draw by."""
+    inner = Merged([PromptLookup(), ModelDraft("one")])
+    assert [type(part).__name__ for part in Merged([Suffix(), inner, ModelDraft("two")]).parts] == [
+        "ModelDraft", "ModelDraft", "Suffix", "PromptLookup",
+    ]  # fmt: skip
+
+
 def test_every_part_is_told_what_became_of_a_round():
     told = []
 

@@ -21,6 +21,7 @@ from specplug import OptionError, Speculator, UnsupportedError
 from specplug.drafters.layer_skip import LayerSkip, evenly_spread
 from specplug.host import SkippedLayers
 from specplug.kv_policies import Streaming
+from specplug_hf import skipping
 from specplug_hf.bypass import Bypass
 from specplug_hf.identity import name_of
 from specplug_hf.skipping import LayerSkipping, check_layers, num_layers
@@ -252,6 +253,21 @@ def test_a_model_that_does_not_run_without_is_refused_by_name(models: Models, mo
         check_layers(model, SOME)
 
 
+def test_another_thread_s_forward_is_not_looked_at(models: Models) -> None:
+    model, main = copy.deepcopy(models.target), threading.get_ident()
+
+    def meanwhile(*_: Any) -> None:
+        if threading.get_ident() == main:
+            thread = threading.Thread(target=logits_of, args=(model,))
+            thread.start()
+            thread.join()
+
+    model.lm_head.register_forward_pre_hook(meanwhile)
+    layer = model.model.layers[2]
+    given, _ = skipping._calls(model, [layer])[id(layer)]
+    assert given.shape[:2] == (1, 2)
+
+
 # --- drafting
 
 
@@ -339,6 +355,13 @@ def test_tokens_behind_an_end_do_not_count(models: Models) -> None:
     trial = LayerTrial(model, IDS, 12, Shares(0.1, 0.1))
     first = (text[:, 7:] == model.config.eos_token_id[0]).int().argmax(1)
     assert trial._counted[0].sum() == int(first[0]) + 1
+    counted, agreed = trial._counted, torch.zeros(2, 12)
+    for place in counted.flatten().nonzero().flatten().tolist():  # one token at a time
+        trial._counted = torch.zeros(24, dtype=torch.bool).index_fill(0, torch.tensor([place]), True).view(2, 12)
+        agreed.view(-1)[place] = trial.score(SOME).agreement
+    trial._counted = counted
+    assert set(agreed[counted].tolist()) == {0.0, 1.0}  # each is its own, and not all are alike
+    assert trial.score(SOME).agreement == pytest.approx(float(agreed.sum() / counted.sum()))
 
 
 def test_shares_of_a_forward_are_those_of_what_takes_long(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,11 +395,14 @@ def times(count: int) -> Any:
     return lambda best: next(left, None) is not None
 
 
-def test_a_search_finds_the_best_choice_and_finds_it_again() -> None:
-    best = SkippedLayers(frozenset({1, 5, 8}), frozenset({2, 3, 9}))
-    start = evenly_spread(12, 0.45)
-    found = [search(judge(best), start, 12, seed, times(400)) for seed in (0, 0)]
-    assert found[0] == found[1] == (best, judge(best)(best))
+def test_a_search_finds_the_best_choice_and_finds_it_the_same_way_again() -> None:
+    best, looked = SkippedLayers(frozenset({1, 5, 8}), frozenset({2, 3, 9})), []
+    score = judge(best)
+    for seed in (0, 0, 1):
+        looked.append([])
+        found = search(lambda skipped: looked[-1].append(skipped) or score(skipped), evenly_spread(12, 0.45), 12, seed, times(400))  # fmt: skip
+        assert found == (best, score(best))
+    assert looked[0] == looked[1] != looked[2]
 
 
 def test_a_search_leaves_out_something_and_never_of_the_ends_and_looks_at_nothing_twice() -> None:

@@ -186,6 +186,9 @@ def test_the_compiler_that_the_environment_names(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CC", "nothing-like-it")
     with pytest.raises(BuildError, match="nothing-like-it, which is not found"):
         find_compiler()
+    monkeypatch.setenv("CC", "gcc '-DX")
+    with pytest.raises(BuildError, match="CC cannot be read: No closing quotation"):
+        find_compiler()
 
 
 def test_a_compilation_that_fails(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

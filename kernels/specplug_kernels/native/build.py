@@ -57,11 +57,14 @@ def find_compiler() -> list[str]:
     """``$CC``, which may have options, else gcc, else cc: the command, found on the path.
 
     Raises:
-        BuildError: there is none.
+        BuildError: there is none, or ``$CC`` is no command.
     """
     if os.name != "posix":
         raise BuildError(f"it is built on POSIX systems only, and this is {platform.system()}")
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise BuildError(f"$CC cannot be read: {error}") from error
     for command in [named] if named else [["gcc"], ["cc"]]:
         found = shutil.which(command[0])
         if found is not None:
@@ -76,7 +79,7 @@ def torch_openmp() -> Path | None:
     """
     home = Path(torch.__file__).resolve().parent
     try:
-        mapped = Path("/proc/self/maps").read_text()
+        mapped = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:
         return None
     for folder in (home / "lib", home.with_name("torch.libs")):
@@ -168,7 +171,13 @@ def _output(command: Sequence[str]) -> str:
     """
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise BuildError(f"{command[0]} has not ended in {SECONDS} seconds") from error

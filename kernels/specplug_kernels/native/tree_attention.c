@@ -112,7 +112,7 @@ INLINE lanes load8(const char *at, int dtype) {
 #ifdef __F16C__
     return (lanes)_mm256_cvtph_ps((__m128i)half);
 #else
-    return all(NAN); /* never asked for: such calls are refused */
+    return all(NAN); /* never asked for: see specplug_has_float16 */
 #endif
 }
 
@@ -550,12 +550,9 @@ static struct shape shape_of(const struct call *call) {
     return shape;
 }
 
-/* 0; 1: no memory; 2: a dtype that this build does not serve. */
+/* 0, or 1 if there is no memory. */
 int specplug_tree_attention(const struct call *call) {
     const int64_t blocks_worth_a_thread = 4;
-#ifndef __F16C__
-    if (call->dtype == FLOAT16) return 2;
-#endif
     if (call->batch * call->kv_heads * call->groups * call->nodes == 0) return 0;
     const struct shape shape = shape_of(call);
     const int64_t threads = larger(1, smaller(call->threads, shape.pairs * shape.blocks / blocks_worth_a_thread));
