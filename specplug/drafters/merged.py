@@ -54,12 +54,15 @@ class Merged(Drafter):
         named = isinstance(self.parts, str)
         parts = self._built(self.parts) if named else list(self.parts)
         for part in parts:
+            if not isinstance(part, Drafter):
+                raise OptionError(f"merged: a part must be a Drafter, got {part!r} of type {type(part).__name__}.")
+        parts = [inner for part in parts for inner in part.parts]  # one that is merged itself gives its parts
+        for part in parts:
             _check(part)
         if len(parts) < 2:
             raise OptionError(f"merged: parts={self.parts!r} must be two drafters or more.")
         if named and self.model is not None and not any(getattr(p, "model", None) is self.model for p in parts):
             raise OptionError(f"merged: a draft model is given, but no part of {self.parts!r} uses it; name 'model'.")
-        parts = [inner for part in parts for inner in part.parts]  # one that is merged itself gives its parts
         self.parts = tuple(sorted(parts, key=lambda part: not part.drafts_with_model))
         self._shares = Shares(len(parts))
         self.checked = any(part.checked for part in parts)  # type: ignore[misc]
@@ -157,15 +160,13 @@ class Merged(Drafter):
             part.forget(rows)
 
 
-def _check(part: object) -> None:
-    if not isinstance(part, Drafter):
-        raise OptionError(f"merged: a part must be a Drafter, got {part!r} of type {type(part).__name__}.")
+def _check(part: Drafter) -> None:
     if Need.TARGET_PASS in part.required:
         raise OptionError(
             f"merged: {type(part).__name__} learns from the target's logits at its own tree, which others' nodes are not "
             "part of; use it alone."
         )
-    if hasattr(part, "model") and part.model is None and Need.MODEL_RUNNER in part.required:
+    if getattr(part, "model", part) is None and Need.MODEL_RUNNER in part.required:
         raise OptionError(
             f"merged: {type(part).__name__} has no model; pass draft_model=... (a loaded model or a path)."
         )

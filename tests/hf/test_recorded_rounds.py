@@ -75,7 +75,7 @@ def test_a_verify_is_replayed_for_any_drafter(models: Models, recording: None) -
     assert recorded.kinds == {"verify"} and recorded.graphs.replays > 2
 
 
-def test_rows_that_leave_and_pages_that_grow_begin_new_recordings(models: Models, recording: None) -> None:
+def test_rows_that_leave_begin_new_recordings(models: Models, recording: None) -> None:
     call = {**prompt(4), "max_new_tokens": 3 * PAGE}
     plain = models.target.generate(**prompt(4), max_new_tokens=30)
     call["eos_token_id"] = [int(plain[0, 20]), int(plain[1, 35])]
@@ -84,6 +84,16 @@ def test_rows_that_leave_and_pages_that_grow_begin_new_recordings(models: Models
     )
     same(ours, models.target.generate(**call))
     assert recorded.graphs.replays > 4
+
+
+def test_pages_that_grow_begin_new_recordings(models: Models, recording: None) -> None:
+    """What was recorded stands on memory that was left: a replay of it would write where nobody reads."""
+    call = {**prompt(2), "max_new_tokens": 3 * PAGE}
+    ours, recorded = speculated(
+        models, Speculator(kernel="paged", **SELF, tree="chain:length=3", controller="fixed"), **call
+    )
+    same(ours, models.target.generate(**call))
+    assert recorded._store.capacity >= 4 * PAGE and recorded.graphs.replays > 4
 
 
 def test_the_last_position_of_the_model_is_not_left(recording: None) -> None:

@@ -98,7 +98,7 @@ def _measured(
             yield
             for place, depth in enumerate(DEPTHS):
                 # a passage of another text, each from another place of it
-                passage = texts(plan.long_context, number + plan.prompts)[0, place * LENGTH : (place + 1) * LENGTH]
+                passage = texts(len(DEPTHS) * LENGTH, number + plan.prompts)[0, place * LENGTH : (place + 1) * LENGTH]
                 hay = haystack(texts(context, number), depth, passage)
                 for first in first_tokens(target, policy, hay.ids, len(hay.answer), dictated=hay.answer):
                     found.needle[name][context].add(first.accepted)
