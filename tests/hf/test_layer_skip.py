@@ -504,3 +504,17 @@ def test_one_text_is_too_few(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "only.txt").write_text("some words " * 20)
     with pytest.raises(OptionError, match="it takes two texts"):
         command(folder, "unused.json", "--prompts", str(tmp_path))
+
+
+def test_layers_of_another_model_are_refused_before_anything_runs(fp64: Models, tmp_path: Path) -> None:
+    file = tmp_path / "layers.json"
+    file.write_text(json.dumps({"model": "Other of 3 layers", "attention": [1], "mlp": []}))
+    spec = Speculator(drafter=LayerSkip(layers=str(file)), controller="fixed")
+    forwards = []
+    hook = fp64.target.register_forward_pre_hook(lambda *_: forwards.append(1))
+    try:
+        with pytest.raises(OptionError, match="Other of 3 layers"):
+            fp64.target.generate(**prompt(1), max_new_tokens=2, assistant=spec)
+    finally:
+        hook.remove()
+    assert not forwards

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specplug import OptionError, Round, Speculator, run_round
-from specplug.drafters import ModelDraft
+from specplug.drafters import LayerSkip, ModelDraft
 from specplug.errors import unknown_name
 from specplug.kv_policies import Full
 from specplug.random import row_seeds
@@ -30,7 +30,7 @@ from specplug_hf.completion import complete, export_cache
 from specplug_hf.draft import node_forward, prepare_draft
 from specplug_hf.extras import Extras
 from specplug_hf.host import HFHost, Prompt
-from specplug_hf.identity import identity_of
+from specplug_hf.identity import identity_of, name_of
 from specplug_hf.kernels import KERNELS
 from specplug_hf.observed import observed_for
 from specplug_hf.policies import check_policy_fits
@@ -39,6 +39,7 @@ from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
+from specplug_hf.skipping import check_layers, num_layers
 from specplug_hf.store import KVStore
 from specplug_hf.support import check_architecture, check_positions, check_request
 
@@ -165,6 +166,8 @@ class Generation:
             if isinstance(part, ModelDraft):
                 drafting = prepare_draft(part.model, self.model, vocab_size, kernel).forward.model
                 check_positions(drafting, self.config.max_length, "draft")
+            if isinstance(part, LayerSkip):
+                check_layers(self.model, part.skipped(name_of(self.model), num_layers(self.model)))
             check_policy_fits(getattr(part, "kv_policy", Full()), drafting)
 
     def prefill(self, streamer: Any) -> None:

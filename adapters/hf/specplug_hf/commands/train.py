@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-RECIPES = ("mlp_speculator", "draft")
+RECIPES = ("mlp_speculator", "draft", "layers")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
