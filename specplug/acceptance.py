@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from specplug.round import Round
+from specplug.streaks import Streaks
 from specplug.tree import TreeBatch, TreeShape, child_counts
 from specplug.trees.base import DEFAULT_ACCEPTANCE
 from specplug.trees.sequoia import non_rising
@@ -43,16 +44,21 @@ class Acceptance:
     later: list[float] = field(default_factory=lambda: [0.0] * RANKS)
     rows: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # trials and takes of first children
     proposing: float = 1.0  # share of the rounds in which anything was proposed for any row
+    streaks: Streaks = field(default_factory=Streaks)
 
     @property
     def samples(self) -> float:
         """Trials at the root that still count: rows and rounds."""
         return self.tried[0]
 
+    @property
+    def pooled(self) -> float:
+        """P(first child taken) at any depth."""
+        return (sum(self.taken) + self.weight * self.prior) / (sum(self.tried) + self.weight)
+
     def first(self, doubt: float = 0.0) -> list[float]:
         """P(first child taken) by depth. `doubt` in [0, 1]: how far towards certainty to lean."""
-        trials, takes = sum(self.tried), sum(self.taken)
-        pooled = (takes + self.weight * self.prior) / (trials + self.weight)
+        pooled = self.pooled
         found = [
             (taken + self.weight * pooled) / (tried + self.weight)
             for tried, taken in zip(self.tried, self.taken, strict=True)
@@ -68,16 +74,17 @@ class Acceptance:
     def of_row(self, row: Hashable) -> float:
         """A row's rate over the batch's: below 1 for a row whose text is harder."""
         tried, taken = self.rows.get(row, (0.0, 0.0))
-        trials = sum(self.tried)
-        if not trials or not tried:
+        if not sum(self.tried) or not tried:
             return 1.0
-        pooled = (sum(self.taken) + self.weight * self.prior) / (trials + self.weight)
+        pooled = self.pooled
         return ((taken + 4 * self.weight * pooled) / (tried + 4 * self.weight)) / pooled
 
     def observe(self, finished: Round) -> None:
         """Count what became of a round's trees. A row that proposed less than was planned has failed where it stopped."""
         self._fade()
         self.proposing += 0.1 * ((finished.trees.num_nodes > 1) - self.proposing)
+        if finished.plan.arm.shape.is_chain:
+            self.streaks.observe(finished, self.fading)
         taken = finished.verdict.num_accepted.tolist()
         ranks = _ranks(finished.trees, finished.verdict, finished.plan.arm.grown)
         counts = child_counts(finished.plan.shape)
@@ -106,6 +113,7 @@ class Acceptance:
 
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""
+        self.streaks.forget(rows)
         for row in rows:
             self.rows.pop(row, None)
 

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
+from specplug.host import Batch
+from specplug.tree import child_counts
 
 KINSHIP = 0.5  # what a trial of an arm's kin says of it
 MOST = 8.0  # trials of its own that its kin can stand for
@@ -34,6 +36,17 @@ class Beliefs:
         kin = self._nearest(arm, sampling)
         return self.of(arm, sampling).samples + (min(MOST, KINSHIP * kin.samples) if kin is not None else 0.0)
 
+    def in_streaks(self, arm: Arm, batch: Batch) -> bool:
+        """Whether all rows are in a streak of `arm`."""
+        return self.of(arm, batch.sampling).streaks.hold(batch.rows)
+
+    def end_streaks(self, arm: Arm) -> None:
+        """`arm` has gone on with the texts: whatever the others were in the middle of."""
+        own = (arm.label, False), (arm.label, True)
+        for key, seen in self._known.items():
+            if key not in own:
+                seen.streaks.end()
+
     def forget(self, rows: Sequence[Hashable]) -> None:
         """These rows have left."""
         for seen in self._known.values():
@@ -53,3 +66,8 @@ def _related(arm: Arm, other: Arm) -> bool:
         other.drafter, "model", None
     )
     return alike and arm.drafter.budget != other.drafter.budget
+
+
+def later_of(arm: Arm, seen: Acceptance) -> list[float]:
+    """Shares of the later children, for nodes with no more children than the arm's own tree: a vocabulary may be small."""
+    return seen.others()[: max(child_counts(arm.shape)) - 1]

@@ -18,17 +18,17 @@ from dataclasses import dataclass, replace
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm, Controller, Plan, Prediction
-from specplug.controllers.beliefs import Beliefs
+from specplug.controllers.beliefs import Beliefs, later_of
 from specplug.controllers.memory import Memory
 from specplug.controllers.option import Option, Standing, reason_to_try, situation_of, widest
 from specplug.controllers.prices import Prices
 from specplug.controllers.reading import Reading
 from specplug.controllers.rehearsal import Rehearsal
 from specplug.controllers.rows import sizes_by_row
-from specplug.controllers.trees import Candidate, candidates, nodes_of, shape_of
+from specplug.controllers.trees import Candidate, candidates, entire, in_streaks, nodes_of, shape_of
 from specplug.host import Batch, Host
 from specplug.round import Round
-from specplug.tree import ROOT_ONLY, child_counts
+from specplug.tree import ROOT_ONLY
 
 STRANGE = 0.7  # share of what was seen of others that does not count for a row that nothing was seen of
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
@@ -66,8 +66,6 @@ class Goodput(Controller):
         self._rehearsal = Rehearsal(self.arms)
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
 
-    # --- planning
-
     def plan(self, batch: Batch) -> Plan:
         situation = situation_of(batch)
         self._rehearsal.plan(batch)
@@ -87,7 +85,7 @@ class Goodput(Controller):
         rounds = self._learnt.rounds[situation]
         standing = self._standing
         if standing is not None and standing.key == key and rounds < standing.until:
-            return standing.option
+            return self._standing_option(standing, batch)
         options = [option for arm in self.arms if (option := self._option(arm, batch)) is not None]
         best = self._best(options)
         trial = self._trial(options, best, batch, situation)
@@ -97,8 +95,17 @@ class Goodput(Controller):
         best = replace(best, reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
         # looked at often while little is known of it
         sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
-        self._standing = Standing(key, rounds + sure, replace(best, reason=f"{best.reason}, at the last look"))
+        option = replace(best, reason=f"{best.reason}, at the last look")
+        self._standing = Standing(key, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch))
         return best
+
+    def _standing_option(self, standing: Standing, batch: Batch) -> Option:
+        """What was decided; with another tree if the rows are in a streak by now, or are no more."""
+        option, streak = standing.option, self._beliefs.in_streaks(standing.option.arm, batch)
+        if streak != standing.streak and (other := self._option(option.arm, batch)) is not None:
+            option = replace(other, reason=option.reason)
+            self._standing = replace(standing, option=option, streak=streak)
+        return option
 
     def _best(self, options: list[Option]) -> Option:
         def worth(option: Option) -> float:
@@ -141,14 +148,15 @@ class Goodput(Controller):
         waited = self._learnt.waited(situation, option.arm.label)
         kept = 0.5 ** (waited / self.patience)
         if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
+            if not waited:
+                return None  # measured just now; whatever else is about as good must get its round, too
             # a generation's first rounds are slow: one too dear by them would never be looked at again, were doubt not to grow
             doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(self._prices.plain_tried(), 1))
             return replace(option, tokens=1 + min(0.5, doubt))
         known = self._beliefs.of(option.arm, batch.sampling).rows
         strangers = sum(row not in known for row in batch.rows) / batch.num_rows
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
-        trials = self._beliefs.trials(option.arm, batch.sampling)
-        return self._option(option.arm, batch, doubt=1 / (1 + trials * kept))
+        return self._option(option.arm, batch, doubt=1 / (1 + kept * self._beliefs.trials(option.arm, batch.sampling)))
 
     def _option(self, arm: Arm, batch: Batch, doubt: float = 0.0) -> Option | None:
         """`arm` with its best tree; None if it cannot pay here."""
@@ -163,18 +171,24 @@ class Goodput(Controller):
         seen = self._beliefs.of(arm, batch.sampling)
         # what nobody has seen is tried with a small tree: what it costs is a guess too
         size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
-        first, later, chain = seen.first(doubt), _later(arm, seen), arm.shape.is_chain
-        trees = candidates(first, later, chain, size, min(arm.shape.depth, batch.room - 1))
+        first, later, chain = seen.first(doubt), later_of(arm, seen), arm.shape.is_chain
+        if arm.drafter.indivisible:
+            trees = entire(first, later, arm.shape)
+        else:
+            trees = candidates(first, later, chain, size, min(arm.shape.depth, batch.room - 1))
+        proposing = seen.proposing
+        if chain and seen.streaks.hold(batch.rows):
+            trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
 
         def whole(full: float, tokens: float) -> float:
             """A drafter that finds nothing to propose costs a plain round; what is read once serves all that are left."""
-            return seen.proposing * full + (1 - seen.proposing) * plain + reading * tokens / batch.room
+            return proposing * full + (1 - proposing) * plain + reading * tokens / batch.room
 
         costs = [
             whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees, doubt), strict=True)
         ]
         seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
-        if self._by_row and batch.num_rows > 1 and not doubt:
+        if self._by_row and batch.num_rows > 1 and not doubt and not arm.drafter.indivisible:
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for
             wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
             return replace(self._sized(arm, batch, seen, wider, whole), reading=reading)
@@ -184,7 +198,7 @@ class Goodput(Controller):
         self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate, whole: Callable[[float, float], float]
     ) -> Option:
         """`arm` with as much of `tree` for each row as pays for that row."""
-        first, later, chain, rows = seen.first(), _later(arm, seen), arm.shape.is_chain, batch.num_rows
+        first, later, chain, rows = seen.first(), later_of(arm, seen), arm.shape.is_chain, batch.num_rows
 
         def seconds(count: int) -> float:
             return self._prices.shared(arm, tree, count)
@@ -214,6 +228,7 @@ class Goodput(Controller):
         self._settle(finished, situation, caught_up)
         for rehearsed in self._rehearsal.observe(finished, self._beliefs.of):
             self._learnt.look(situation, rehearsed.label)
+        self._beliefs.end_streaks(arm)
         if finished.plan.shape.size:
             self._beliefs.of(arm, batch.sampling).observe(finished)
         if caught_up and not read:
@@ -243,8 +258,3 @@ class Goodput(Controller):
 def _rectangle(sizes: Sequence[int]) -> int:
     """Tokens that a forward computes which pads every row to the longest."""
     return len(sizes) * max(sizes)
-
-
-def _later(arm: Arm, seen: Acceptance) -> list[float]:
-    """Shares of the later children, for nodes with no more children than the arm's own tree: a vocabulary may be small."""
-    return seen.others()[: max(child_counts(arm.shape)) - 1]

@@ -45,11 +45,15 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A decision and how long it stands: for batches like `key`, until the situation's round `until`."""
+    """A decision and how long it stands: for batches like `key`, until the situation's round `until`.
+
+    `streak`: whether all rows were in a streak of its arm; when that changes its tree does.
+    """
 
     key: Hashable
     until: int
     option: Option
+    streak: bool
 
 
 def reason_to_try(option: Option) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from specplug.streaks import Streaks
 from specplug.tree import TreeShape
 from specplug.trees.chain import Chain
 from specplug.trees.sequoia import grow
@@ -23,6 +24,7 @@ class Candidate:
     depth: int
     tokens: float
     cap: int  # the depth that it was grown within
+    given: TreeShape | None = None  # the tree itself, where it was not grown
 
 
 def candidates(
@@ -32,8 +34,27 @@ def candidates(
     return _candidates(_rounded(first[:depth]), () if chain else _rounded(later), size, depth)
 
 
+def entire(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> tuple[Candidate, ...]:
+    """`shape` as it is, the only choice of a drafter whose tree is worth little in parts."""
+    levels = _levels(_rounded(first), _rounded(later))
+    reached, seen, depths = [1.0], [0] * shape.num_nodes, [0]
+    for parent in shape.parents[1:]:
+        level, rank = levels[min(depths[parent], len(levels) - 1)], seen[parent]
+        seen[parent] += 1
+        depths.append(depths[parent] + 1)
+        reached.append(reached[parent] * level[rank] if rank < len(level) else 0.0)
+    return (Candidate(shape.size, shape.depth, sum(reached), shape.depth, shape),)
+
+
+def in_streaks(trees: Sequence[Candidate], streaks: Streaks, of_all: float) -> tuple[Candidate, ...]:
+    """The chains `trees` for rows that are all in a streak; `of_all`: acceptance of any row's tokens."""
+    return tuple(replace(tree, tokens=streaks.tokens(of_all, tree.size)) for tree in trees)
+
+
 def shape_of(first: Sequence[float], later: Sequence[float], chain: bool, chosen: Candidate) -> TreeShape:
     """The tree of a candidate."""
+    if chosen.given is not None:
+        return chosen.given
     if chain or chosen.depth == chosen.size:
         return Chain(chosen.size).build()
     return _shape(_rounded(first[: chosen.cap]), _rounded(later), chosen.size, chosen.cap)

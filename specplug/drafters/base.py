@@ -42,6 +42,7 @@ class Drafter:
     needs: ClassVar[frozenset[Need]] = frozenset()
     checked: ClassVar[bool] = True  # proposals are checked for range and NaN before they reach the target
     drafts_with_model: ClassVar[bool] = False  # whether each level of its tree costs a forward
+    indivisible: ClassVar[bool] = False  # its tree is worth little in parts: a planner takes all of it, or none
     rehearses: ClassVar[bool] = (
         False  # proposes from `Batch.history` alone, remembers nothing: may be tried on the past
     )

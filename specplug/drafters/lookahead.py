@@ -48,6 +48,7 @@ class Lookahead(Drafter):
     memory: int = 1024
     needs: ClassVar[frozenset[Need]] = frozenset({Need.HISTORY, Need.TARGET_PASS})
     checked: ClassVar[bool] = False
+    indivisible: ClassVar[bool] = True  # n-grams come from the window alone, and from few columns come none that suit
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("ngram", 2), ("guesses", 1), ("memory", max(self.window, self.guesses))):

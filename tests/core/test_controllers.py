@@ -1,5 +1,6 @@
 """Controllers. `goodput` in simulated generations: rounds with made-up times and yields, handed to the real controller."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ import torch
 from specplug import OptionError
 from specplug.acceptance import Acceptance
 from specplug.controllers import Arm, BatchTable, Fixed, Goodput, Memory, Slo
+from specplug.controllers.trees import candidates, entire, shape_of
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup
 from specplug.host import Commit
 from specplug.round import Seconds
-from specplug.tree import child_counts
+from specplug.tree import ROOT_ONLY, child_counts
 from specplug.trees import Chain, Sequoia
 
 HOST = SimpleNamespace(key="host")
@@ -216,6 +218,23 @@ def test_goodput_gives_up_what_stops_being_good(rows, good):
         assert 2000 / (3000 / whole - 1000 / first) > 0.93
 
 
+def test_plain_decoding_is_not_tried_twice_running():
+    """Where another drafter is about as good, it has to get its rounds as well, or what is wrong of its price stays wrong."""
+    world = World(model=0.05, lookup=0.85)
+    for seed in range(4):
+        reasons = []
+
+        class Watched(Goodput):
+            def plan(self, batch, reasons=reasons):
+                plan = super().plan(batch)
+                reasons.append(plan.predicted.reason if plan.predicted else "")
+                return plan
+
+        simulate(world, 600, seed=seed, rows=8, controller=Watched())
+        tried = [reason.startswith("tries plain") for reason in reasons]
+        assert any(tried) and not any(first and second for first, second in itertools.pairwise(tried))
+
+
 def test_goodput_looks_at_the_lookup_again_beside_a_good_draft():
     """What worked before is no reason never to look: the text begins to repeat itself while a draft model is at work."""
     world = World(model=0.75, lookup=lambda written: 0.1 if written < 200 else 0.92)
@@ -290,6 +309,42 @@ def test_one_arm_for_each_drafter_with_its_largest_tree():
 def plan_of(controller, rows, room=100):
     plan = controller.plan(batch_of(rows, 100, room))
     return plan.arm.label, plan.shape.depth
+
+
+class Indivisible(PromptLookup):
+    """A drafter whose tree is worth little in parts."""
+
+    indivisible = True
+
+
+@pytest.mark.parametrize("lookup", [0.05, 0.8])
+def test_a_tree_that_is_worth_little_in_parts_is_taken_whole_or_not_at_all(lookup):
+    own = Sequoia(24, 6).build()
+    world = World(lookup=lookup, noise=0.0, hiccup=0.0)
+    world.arms = lambda: [Arm("lookup", Indivisible(), own), Arm("none", NoDraft(), ROOT_ONLY)]
+    shapes = []
+
+    class Watched(Goodput):
+        def plan(self, batch):
+            plan = super().plan(batch)
+            shapes.append(plan.shape)
+            return plan
+
+    simulate(world, 400, seed=3, controller=Watched())
+    cut = {own.cut(depth) for depth in range(own.depth)}  # towards the end there is no room for more
+    assert {own, ROOT_ONLY} <= set(shapes) <= {own, ROOT_ONLY, *cut}
+    assert all(shape in (own, ROOT_ONLY) for shape in shapes[: -own.depth])
+    assert (shapes.count(own) > len(shapes) / 2) == (lookup > 0.5)
+
+
+def test_a_given_tree_is_expected_to_yield_what_the_same_tree_yields_when_it_is_grown():
+    first, later = [0.7, 0.6, 0.5, 0.5], [0.4, 0.2, 0.1]
+    for grown in candidates(first, later, False, 16, 4):
+        [given] = entire(first, later, shape_of(first, later, False, grown))
+        assert given.tokens == pytest.approx(grown.tokens)
+        assert (given.size, given.depth) == (grown.size, grown.depth)
+    [deeper] = entire(first, later, Chain(6).build())  # deeper than anything was seen: as at the last depth
+    assert deeper.tokens == pytest.approx(1 + 0.7 * (1 + 0.6 * (1 + 0.5 * (1 + 0.5 * (1 + 0.5 * (1 + 0.5))))))
 
 
 def test_the_table_says_how_deep_by_the_batch():
