@@ -186,7 +186,7 @@ def _check_needs(drafter: Drafter, capabilities: frozenset[Need], host_name: str
     if missing:
         name = asked if isinstance(asked, str) and asked != AUTO else type(drafter).__name__
         raise UnsupportedError(
-            f"Drafter {name!r} needs {', '.join(missing)}, which {host_name} cannot give; choose another drafter."
+            f"Drafter {name!r} needs {', '.join(missing)}, which {host_name} cannot give; choose another drafter or KV policy."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -35,10 +36,16 @@ def _corpus_file(vocab: int) -> Path:
 
 def heads(draft: Any, vocab: int) -> MLPSpeculator:
     """Random heads as wide as the draft's hidden states; target and draft of a world are of one size."""
-    width = int(getattr(getattr(draft, "config", None), "hidden_size", WIDTH))
-    made = Heads(HeadsConfig(vocab, width, inner_dim=16, n_predict=3))
+    made = Heads(HeadsConfig(vocab, _width(draft), inner_dim=16, n_predict=3))
     made.initialise(torch.Generator().manual_seed(0))
     return MLPSpeculator(heads=made)
+
+
+def _width(draft: Any) -> int:
+    """Of the hidden states of `draft`, a model or its folder."""
+    if isinstance(draft, str):
+        return int(json.loads((Path(draft) / "config.json").read_text())["hidden_size"])
+    return int(getattr(getattr(draft, "config", None), "hidden_size", WIDTH))
 
 
 def kvpress() -> KVPress:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+DEMO = Path(__file__).parents[2] / "adapters" / "hf" / "specplug_hf" / "demo"
 
 SETUPS = {
     "none": {"drafter": "none", "controller": "fixed"},
@@ -22,6 +25,11 @@ SETUPS = {
         "tree": "sequoia:size=8,depth=3",
         "controller": "fixed",
     },
+    "suffix": {"drafter": "suffix", "tree": "sequoia:size=12,depth=6", "controller": "fixed"},
+    "corpus": {"drafter": f"retrieval_corpus:path={DEMO / 'prompts'},pattern=*.txt", "controller": "fixed"},
+    "lookahead": {"drafter": "lookahead:window=3,ngram=3,guesses=2", "controller": "fixed"},
+    "heads": {"drafter": f"mlp_speculator:path={DEMO / 'mlp_speculator'}", "controller": "fixed"},
+    "merged": {"drafter": "merged:parts=suffix+prompt_lookup", "tree": "chain:length=6", "controller": "fixed"},
     "auto": {"controller": "auto"},  # every drafter there is, trees of different sizes from round to round
 }
 

@@ -16,6 +16,8 @@ CASES = [
     pytest.param(("model-chain", False), marks=pytest.mark.slow),
     pytest.param(("model-tree", False), marks=pytest.mark.slow),
     pytest.param(("self-tree", True)),
+    pytest.param(("heads", True)),
+    pytest.param(("lookahead", True), marks=pytest.mark.slow),
 ]
 
 

@@ -45,6 +45,15 @@ def test_a_draft_over_a_window_conforms(tmp_path: Path) -> None:
     assert [r["status"] for r in report["results"]] == ["passed"] * 5
 
 
+def test_drafters_of_every_kind_conform(tmp_path: Path) -> None:
+    """From texts, from the target's own pass, from its hidden states, and several at once."""
+    names = ["suffix", "retrieval_corpus", "lookahead", "mlp_speculator", "merged"]
+    few = ["--plugin", *names, "--check", "greedy-fp32", "joins", "law-exact", "cache"]
+    report = conformance(tmp_path / "report.json", "--effort", "quick", *few)
+    passed = {(r["case"], r["check"]) for r in report["results"] if r["status"] == "passed"}
+    assert passed == {(name, check) for name in names for check in few[few.index("--check") + 1 :]}
+
+
 @pytest.mark.slow
 def test_everything_built_in_conforms(tmp_path: Path) -> None:
     report = conformance(tmp_path / "report.json")
@@ -62,6 +71,10 @@ def test_everything_built_in_conforms(tmp_path: Path) -> None:
         "chain",
         "sequoia",
         "auto",
+        "suffix",
+        "lookahead",
+        "mlp_speculator",
+        "merged",
     }
     assert passed >= {
         (case, check) for case in cases for check in ("greedy-fp32", "batch", "joins", "law-exact", "cache")

@@ -21,6 +21,14 @@ REFUSALS = {
         "Unknown drafter 'slef'. Did you mean 'self'?",
     ),
     "an unknown word": (["--specplug-config", '{"draftr": "self"}'], "Unknown word of --specplug-config 'draftr'"),
+    "a drafter that SGLang cannot serve": (
+        ["--specplug-config", '{"drafter": "layer_skip"}'],
+        "Drafter 'layer_skip' needs layer_skipping, which SGLang cannot give; choose another drafter or KV policy.",
+    ),
+    "a KV policy that chooses by layer and head": (
+        ["--specplug-config", '{"drafter": "self", "kv_policy": "snapkv"}'],
+        "Drafter 'self' needs queries, which SGLang cannot give; choose another drafter or KV policy.",
+    ),
     "a draft that is not given": (["--specplug-config", '{"drafter": "model"}'], "needs a draft"),
 }
 

@@ -10,6 +10,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 from specplug import SpecplugError, UnsupportedError
 from specplug_sglang import ALGORITHM
 from specplug_sglang.arguments import words_of
+from specplug_sglang.capabilities import OFFERED
 from specplug_sglang.config import speculator_of
 
 # Settings of a server that this adapter does not serve: the field, what it must be, and why.
@@ -56,6 +57,7 @@ class SpecplugAlgorithm(CustomSpecAlgo):
     def handle_server_args(self, server_args: Any) -> None:
         """Check the server's settings against the configuration, and set what the round needs. Raises `SpecplugError`."""
         speculator = speculator_of(words_of(server_args), server_args.speculative_draft_model_path)
+        speculator.required(OFFERED, "SGLang")  # raises for a drafter or policy that cannot be served
         check_settings(server_args)
         server_args.speculative_num_draft_tokens = speculator.max_nodes
         server_args.speculative_num_steps = speculator.max_tokens - 1 or 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardMode
 from torch import Tensor
 
 from specplug import Batch, Commit, Need, Targets, TreeBatch, UnsupportedError, Verdict
@@ -18,6 +18,7 @@ from specplug_sglang import grammar, laws, penalties
 from specplug_sglang.checks import check_layout, check_pool, check_window
 from specplug_sglang.draft_cache import DraftCache
 from specplug_sglang.graphs import Graphs
+from specplug_sglang.hidden import HiddenStates
 from specplug_sglang.identity import identity_of, weight_bytes
 from specplug_sglang.inputs import RoundRelay, TreeInput
 from specplug_sglang.requests import Requests, written
@@ -57,8 +58,16 @@ class SGLangHost:
         history = bool(required & {Need.HISTORY, Need.MODEL_RUNNER})
         self.text = TextStore(self.pool.req_to_token, self.vocab_size) if history else None
         self._keeps_logits = Need.TARGET_PASS in required
-        known = {Need.TARGET_RUNNER, Need.TARGET_PASS} | ({Need.HISTORY} if history else set())
-        self.capabilities = frozenset(known | ({Need.MODEL_RUNNER} if draft is not None else set()))
+        self.hidden = HiddenStates(len(self.pool.req_to_token)) if Need.HIDDEN_STATES in required else None
+        offered = {
+            Need.TARGET_RUNNER: True,
+            Need.TARGET_PASS: True,
+            Need.HISTORY: history,
+            Need.MODEL_RUNNER: draft is not None,
+            Need.HIDDEN_STATES: self.hidden is not None,
+            Need.TOKENIZER: target.tokenizer is not None,
+        }
+        self.capabilities = frozenset(need for need, there in offered.items() if there)
         self.runners: list[SelfRunner] = []
         self.graphs = Graphs()
         self.draft_cache: DraftCache | None = None
@@ -81,6 +90,10 @@ class SGLangHost:
         """Bytes of the target's weights that a forward reads, on this rank."""
         return weight_bytes(self.target.model_runner)
 
+    def tokenize(self, text: str) -> Tensor:
+        """The tokens of `text`, no special ones added: [n] int64."""
+        return torch.tensor(self.target.tokenizer.encode(text, add_special_tokens=False), dtype=torch.int64)
+
     # --- what a round asks
 
     def batch(self) -> Batch:
@@ -100,6 +113,7 @@ class SGLangHost:
             history=self.text.rows(self.indices, context + 1) if self.text is not None else None,
             history_ends=self.lengths + 1 if history else None,
             history_starts=torch.zeros_like(self.lengths) if history else None,
+            hidden=None if self.hidden is None else self.hidden.rows(self.indices),
         )
 
     def _room(self, req: Any, length: int) -> int:
@@ -133,8 +147,9 @@ class SGLangHost:
             if on_cpu
             else None,
         )
+        captured = None if self.hidden is None else CaptureHiddenMode.FULL
         with self.graphs.verifying(nodes):
-            result = self.target.forward_batch_generation(schedule, is_verify=True)
+            result = self.target.forward_batch_generation(schedule, is_verify=True, capture_hidden_mode=captured)
         logits = result.logits_output.next_token_logits
         self._result = result
         logits = logits.view(batch.num_rows, nodes, -1)
@@ -177,6 +192,8 @@ class SGLangHost:
             self._move_path(verdict)
         if self.text is not None:
             self.text.append(self.indices, self.lengths + 1, verdict.tokens(trees))
+        if self.hidden is not None:
+            self._keep_hidden(trees.num_nodes, verdict)
         self.outcome = Outcome(self._result.logits_output, self._result.can_run_cuda_graph, trees, verdict)
         room = [self._room(req, n) for req, n in zip(self.schedule.reqs, self.lengths_cpu, strict=True)]
         left = torch.tensor(room, device=self.device).clamp(min=1)
@@ -191,6 +208,13 @@ class SGLangHost:
     def slots(self, nodes: Tensor) -> Tensor:
         """The slots of `nodes` [n] or [B, n] of every row's tree: [B, n] int64."""
         return self.table.at(self.lengths[:, None] + nodes)
+
+    def _keep_hidden(self, nodes: int, verdict: Verdict) -> None:
+        """Of the last accepted node of every row: the bonus was chosen there."""
+        last = verdict.path.gather(1, verdict.num_accepted[:, None].long()).squeeze(1)
+        places = last + nodes * torch.arange(len(last), device=self.device)
+        assert self.hidden is not None
+        self.hidden.write(self.indices, self._result.logits_output.hidden_states, places)
 
     def _move_path(self, verdict: Verdict) -> None:
         """KV of the accepted nodes to the slots that follow the row's text, in the target's pool and in the draft's."""

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardMode
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_utils import record_stream_for_v2_verify
@@ -116,7 +116,12 @@ class SpecplugWorker(BaseSpecWorker):
         return self._prompt(batch, on_publish, pp_proxy_tensors)
 
     def _prompt(self, batch: ScheduleBatch, on_publish: Publish | None, proxy: Any) -> GenerationBatchResult:
-        result = self._target_worker.forward_batch_generation(batch, pp_proxy_tensors=proxy)
+        hidden = self.host.hidden
+        result = self._target_worker.forward_batch_generation(
+            batch, pp_proxy_tensors=proxy, capture_hidden_mode=None if hidden is None else CaptureHiddenMode.LAST
+        )
+        if hidden is not None and not batch.forward_mode.is_idle():
+            hidden.write(batch.req_pool_indices, result.logits_output.hidden_states)
         self._seed_first_tokens(batch, result)
         lengths, first = batch.seq_lens.clone(), result.next_token_ids
         if self._draft_prompts is not None and not batch.forward_mode.is_idle():

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from specplug import Need, Round, Speculator
 from specplug_conformance import Feature, Request, Watch
 from specplug_conformance.llama.world import LlamaWorld
+from specplug_sglang.capabilities import OFFERED
 from specplug_sglang.conformance.scheduler import SteppedScheduler, start
 from specplug_sglang.conformance.state import SGLangState
 from specplug_sglang.worker import SpecplugWorker
@@ -165,7 +166,7 @@ class SGLangSubject:
     """Requests of one scheduler; it knows no float64, no padding and no processor that reads a prefix but its penalties."""
 
     features = frozenset(Feature) - {Feature.FLOAT64, Feature.PADDING, Feature.RULES}
-    capabilities = frozenset({Need.HISTORY, Need.TARGET_RUNNER, Need.MODEL_RUNNER, Need.TARGET_PASS})
+    capabilities = OFFERED - {Need.TOKENIZER}  # its models have none
 
     def world(self, seed: int, vocab: int, dtype: str) -> SGLangWorld:
         disable_progress_bar()
