@@ -222,6 +222,18 @@ def test_a_model_without_layers_is_refused_by_name(models: Models) -> None:
         check_layers(model, SOME)
 
 
+def test_over_pages_every_layer_with_a_window_may_be_left_out() -> None:
+    """Their windows are told by the layers that run: a draft that leaves just those out tells of none."""
+    model = tiny_model("gemma2")
+    windowed = [i for i, kind in enumerate(model.config.layer_types) if kind == "sliding_attention"]
+    skipped = SkippedLayers(attention=frozenset(windowed))
+    spec = Speculator(drafter=LayerSkip(layers=skipped), tree="chain:length=2", controller="fixed", kernel="paged")
+    call = {"max_new_tokens": 16, "do_sample": False}
+    assert windowed
+    assert torch.equal(model.generate(IDS, assistant=spec, **call), model.generate(IDS, **call))
+    assert spec.stats.proposed > 0
+
+
 class Louder(nn.Module):
     """A norm that adds something of its own."""
 

@@ -53,6 +53,7 @@ class NodeForward:
     def __init__(self, model: PreTrainedModel, swap: AttentionSwap | None, storage: Storage = KVStore) -> None:
         self.model, self.swap, self.storage = model, swap, storage
         self.forwards = 0
+        self._tells_windows = False  # whether a layer has told its attention of a sliding window
         self._limit: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         parameters = inspect.signature(model.forward).parameters
         self._fixed: dict[str, Any] = {"use_cache": True, "return_dict": True}
@@ -82,5 +83,5 @@ class NodeForward:
             return self.model(attention_mask=step.causal_bias(self.model.dtype), **inputs)
         with self.swap(step):
             output = self.model(**inputs)
-        step.check()
+        self._tells_windows = step.check(self._tells_windows)
         return output

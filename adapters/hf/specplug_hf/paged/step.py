@@ -93,12 +93,17 @@ class PagedStep:
             dtype=dtype, device=device, kernel=self._kernel,
         )  # fmt: skip
 
-    def check(self) -> None:
-        """Raise `UnsupportedError` if the model's masks have a pattern that none of its layers told its attention."""
-        if self.patterned and not self.windowed:
+    def check(self, told: bool = False) -> bool:
+        """Whether a layer told its attention of a window, now or before (`told`): a draft may leave just those layers out.
+
+        Raises `UnsupportedError` if the model's masks have a pattern that none of its layers has told its attention.
+        """
+        told |= self.windowed
+        if self.patterned and not told:
             raise UnsupportedError(
                 "The model's masks have a pattern that its layers do not tell their attention, which needs it over pages."
             )
+        return told
 
 
 def _selected(
