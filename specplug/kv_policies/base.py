@@ -97,6 +97,11 @@ class ChoosingPolicy(KVPolicy):
         assert self.budget is not None
         return self.budget - self.window
 
+    @property
+    def key(self) -> str:
+        """With the refresh: an old choice is accepted less often."""
+        return f"{super().key}, chosen {f'every {self.refresh}' if self.refresh else 'once'}"
+
     def select(self, lengths: Tensor) -> KVSelection:
         return KVSelection(first_positions(self.anchors, lengths.device), self.window)
 

@@ -114,7 +114,7 @@ def test_its_options():
     policy = SnapKV()
     assert isinstance(policy, ChoosingPolicy) and policy.needs == {Need.QUERIES}
     assert (policy.budget, policy.window, policy.anchors, policy.queries) == (512, 32, 480, 32)
-    assert policy.key == "snapkv 512"
+    assert policy.key == "snapkv 512, chosen every 8"
     assert policy.select(torch.tensor([7])).anchors.shape == (1, 1, 1, 480)
 
 

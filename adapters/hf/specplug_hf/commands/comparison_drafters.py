@@ -43,7 +43,10 @@ ENTRIES = (
     Entry("prompt_lookup", ("prompt_lookup", "prompt_lookup:ngram=2")),
     Entry("suffix", ("suffix",), learns=True),
     Entry("retrieval_corpus", ("retrieval_corpus:path={corpus}",)),
-    Entry("lookahead", ("lookahead:window=3,ngram=3,guesses=3", "lookahead")),
+    Entry(
+        "lookahead",
+        ("lookahead:window=3,ngram=3,guesses=2", "lookahead:window=4,ngram=4,guesses=3", "lookahead"),
+    ),
     Entry("self (streaming)", ("self",), WINDOWS),
     Entry("layer_skip", ("layer_skip",)),
     Entry("model", ("model",), takes_draft=True),
