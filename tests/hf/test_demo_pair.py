@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specplug import Speculator
 from specplug.errors import SpecplugError
 from specplug_hf.demo import corpus, load_pair, prompt, prompt_text, train
 from specplug_hf.demo.agreement import agreement, held_out_loss
 from specplug_hf.demo.corpus import is_held_out
 from specplug_hf.demo.muon import orthogonalise
-from specplug_hf.demo.pair import DRAFT_FOLDER, FOLDER, TARGET_FOLDER
+from specplug_hf.demo.pair import DRAFT_FOLDER, FOLDER, HEADS_FOLDER, TARGET_FOLDER
 from specplug_hf.demo.prompts import count, sources
 from specplug_hf.demo.resize import deepen, mean, narrow
 from specplug_hf.demo.shapes import Shape
@@ -24,6 +25,7 @@ from specplug_hf.training.continuations import Continuations, extend
 
 TINY = Shape(layers=2, hidden=16, inner=24, heads=2, kv_heads=1)
 AGREEMENT_FLOOR = 0.66  # measured in this setting: 0.729
+HEADS_FLOOR = 1.5  # tokens a round
 LOSS_CEILING = 3.1  # nats a token; measured in this setting: 2.887
 Pair = tuple[LlamaForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast]
 
@@ -38,7 +40,7 @@ def test_the_weights_are_small_and_safe() -> None:
     weights = [p for p in files if p.suffix == ".safetensors"]
     assert sum(p.stat().st_size for p in weights) <= 24e6
     assert sum(p.stat().st_size for p in files if "prompts" in p.parts) <= 1e6
-    assert len(weights) == 2
+    assert len(weights) == 3
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".py", ".md", ""}
 
 
@@ -49,6 +51,18 @@ def test_each_folder_loads_alone(folder: Path) -> None:
     text = "def f(x):\n\treturn 'é'  # <\n"
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_heads_know_the_target(pair: Pair) -> None:
+    target, _, _ = pair
+    spec = Speculator(drafter=f"mlp_speculator:path={HEADS_FOLDER}", tree="chain:length=4", controller="fixed")
+    rounds = tokens = 0
+    for number in (0, 5, 9):
+        ids = prompt(128, number)
+        call = dict(attention_mask=torch.ones_like(ids), max_new_tokens=48, eos_token_id=None)
+        assert torch.equal(target.generate(ids, assistant=spec, **call), target.generate(ids, **call))
+        rounds, tokens = rounds + spec.stats.rounds, tokens + 48
+    assert tokens / rounds > HEADS_FLOOR
 
 
 def test_shapes(pair: Pair) -> None:

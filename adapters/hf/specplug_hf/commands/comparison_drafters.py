@@ -15,10 +15,10 @@ from specplug.trees import TreeBuilder
 from specplug.trees.base import DEFAULT_ACCEPTANCE
 from specplug_hf.commands.models import Models
 from specplug_hf.commands.setups import OURS, Contender, Option
+from specplug_hf.demo.pair import HEADS_FOLDER
 
 CORPUS_CHARACTERS = 1_000_000  # of the user's files that a retrieval index is made of
 FILE_CHARACTERS = 40_000  # of the files of a corpus, each
-FOLDER = Path(__file__).parents[1] / "demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,9 @@ class Resources(Mapping[str, str]):
 
     def _heads(self) -> Path:
         """Those that ship for the built-in target."""
-        path = FOLDER / "mlp_speculator"
-        if not self._builtin or not path.is_dir():
+        if not self._builtin:
             raise OptionError("none that was trained for this target ships; see `specplug train mlp-speculator`.")
-        return path
+        return HEADS_FOLDER
 
     def _corpus(self) -> Path:
         """Modules of the standard library that are not held out, as one would point to a project's own sources."""

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreT
 FOLDER = Path(__file__).parent
 TARGET_FOLDER = FOLDER / "target"
 DRAFT_FOLDER = FOLDER / "draft"
+HEADS_FOLDER = FOLDER / "mlp_speculator"  # for the target: Speculator(drafter=f"mlp_speculator:path={HEADS_FOLDER}")
 
 
 def load_model(
