@@ -123,9 +123,8 @@ class Goodput(Controller):
         for option in options:
             if option.arm is best.arm:
                 continue
-            if not self._purse.affords(self._loss(option, best, options[-1], batch.room)):
-                continue
-            hopeful = self._hope(option, batch, situation)
+            affordable = self._purse.affords(self._loss(option, best, options[-1], batch.room))
+            hopeful = self._hope(option, batch, situation) if affordable else None
             if hopeful is not None and self._worth(hopeful) > most:
                 chosen, most = hopeful, self._worth(hopeful)
         return chosen
@@ -215,8 +214,6 @@ class Goodput(Controller):
     def _worth(self, option: Option) -> float:
         """What is compared between drafters, plain decoding included."""
         return option.rate
-
-    # --- learning
 
     def observe(self, finished: Round) -> None:
         arm, batch = finished.plan.arm, finished.batch

@@ -36,10 +36,13 @@ def continuation_trees(
 ) -> TreeBatch:
     """The `size` most probable nodes of at least `min_probability` for every row: `roots` [B] int64, on their device.
 
+    `found` looks no more than `size` tokens ahead.
     Nodes stand in order of falling probability. `explain`: give the probabilities too.
     """
     if not len(found):
         return roots_only(roots)
+    if (chains := _unanimous(found, roots.shape[0])) is not None:
+        return _as_chains(roots, *chains, explain)
     prefixes = distinct(found, roots.shape[0])
     kept, columns = _best(prefixes, size, min_probability)
     if not len(kept):
@@ -57,6 +60,36 @@ def continuation_trees(
     own = shares / shares.gather(1, packed[1].clamp(min=0))
     own = own.where((packed[1] >= 0) & packed[2].bool(), torch.nan)
     return replace(trees, confidence=own.to(device=roots.device, dtype=torch.float32))
+
+
+def _unanimous(found: Occurrences, num_rows: int) -> tuple[Tensor, Tensor] | None:
+    """Where all occurrences of a row go on alike, as most do: the rows that have any [r] and what follows there [r, D]."""
+    first = torch.ones(len(found), dtype=torch.bool)
+    first[1:] = found.rows[1:] != found.rows[:-1]
+    kinds = first.cumsum(0) - 1
+    follows = found.follows[first]
+    if int(kinds[-1]) >= num_rows or not torch.equal(found.follows, follows[kinds]):
+        return None  # also where a row's occurrences do not stand together
+    return found.rows[first], follows
+
+
+def _as_chains(roots: Tensor, rows: Tensor, follows: Tensor, explain: bool) -> TreeBatch:
+    """`follows` [r, D] up to its end for `rows` [r], nothing for the others. All of it is certain."""
+    counts = torch.zeros(len(roots), dtype=torch.int64)
+    counts[rows] = (follows != END).to(torch.uint8).cumprod(1).sum(1)
+    longest = int(counts.max())
+    if not longest:
+        return roots_only(roots)
+    packed = torch.zeros((len(roots), 1 + longest), dtype=torch.int64)
+    packed[:, 0] = counts
+    packed[rows, 1:] = follows[:, :longest].where(follows[:, :longest] != END, 0).long()
+    there = packed.to(roots.device)
+    trees = chain_trees(roots, there[:, 1:], None if bool((counts == longest).all()) else there[:, 0])
+    if not explain:
+        return trees
+    step = torch.arange(1 + longest)
+    certain = torch.ones(packed.shape).where((step > 0) & (step <= counts[:, None]), torch.nan)
+    return replace(trees, confidence=certain.to(device=roots.device, dtype=torch.float32))
 
 
 def check_probability(drafter: str, value: float) -> None:

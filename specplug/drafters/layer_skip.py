@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
-from specplug.drafters.base import Drafter, DraftRequest
-from specplug.drafters.expand import check_stop, expand
+from specplug.drafters.expand import check_stop
+from specplug.drafters.running import RunningDraft
 from specplug.errors import OptionError
-from specplug.host import Batch, DraftRunner, SkippedLayers
+from specplug.host import SkippedLayers
 from specplug.kv_policies import Full, KVPolicy, check_policy
 from specplug.needs import Need
-from specplug.tree import TreeBatch, TreeShape
+from specplug.tree import TreeShape
 from specplug.trees import Chain
 
 
@@ -31,7 +31,7 @@ class LayeredHost(Protocol):
 
 
 @dataclass
-class LayerSkip(Drafter):
+class LayerSkip(RunningDraft):
     """`layers`: what is left out, as the file of a search or as such; None: `skip` of all sublayers, evenly spread.
 
     `stop`: no further drafting below a token that the draft gave a lower probability; 0: never. See `expand`.
@@ -42,8 +42,6 @@ class LayerSkip(Drafter):
     kv_policy: KVPolicy = Full()
     stop: float = 0.8
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TARGET_RUNNER, Need.LAYER_SKIPPING})
-    checked: ClassVar[bool] = False
-    drafts_with_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_policy("layer_skip", self.kv_policy)
@@ -51,14 +49,6 @@ class LayerSkip(Drafter):
         if not 0 < self.skip < 1:
             raise OptionError(f"layer_skip: skip={self.skip} must be a share between 0 and 1.")
         self._found = None if isinstance(self.layers, SkippedLayers | None) else read_layers(self.layers)
-
-    @property
-    def required(self) -> frozenset[Need]:
-        return self.needs | self.kv_policy.needs
-
-    @property
-    def budget(self) -> int | None:
-        return self.kv_policy.budget
 
     @property
     def key(self) -> str:
@@ -84,13 +74,7 @@ class LayerSkip(Drafter):
 
     def setup(self) -> None:
         self._skipped = self.skipped(self.host.identity[0], cast(LayeredHost, self.host).num_layers)
-        self._runner: DraftRunner = self.host.runner(None, self.kv_policy, skipped=self._skipped)
-
-    def unread(self, batch: Batch) -> int:
-        return self._runner.unread(batch)
-
-    def draft(self, request: DraftRequest) -> TreeBatch:
-        return expand(self.host, self._runner, request, self.stop)
+        self._runner = self.host.runner(None, self.kv_policy, skipped=self._skipped)
 
 
 @dataclass(frozen=True, slots=True)

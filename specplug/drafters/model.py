@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from specplug.drafters.base import Drafter, DraftRequest
-from specplug.drafters.expand import check_stop, expand
+from specplug.drafters.expand import check_stop
+from specplug.drafters.running import RunningDraft
 from specplug.errors import OptionError
-from specplug.host import Batch, DraftRunner
 from specplug.kv_policies import Full, KVPolicy, check_policy
 from specplug.needs import Need
-from specplug.tree import TreeBatch
 
 
 @dataclass
-class ModelDraft(Drafter):
+class ModelDraft(RunningDraft):
     """`model`: the draft, in whatever form the adapter takes (a loaded model, a path).
 
     `stop`: no further drafting below a token that the draft gave a lower probability; 0: never. See `expand`.
@@ -25,20 +23,10 @@ class ModelDraft(Drafter):
     kv_policy: KVPolicy = Full()
     stop: float = 0.0
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL_RUNNER})
-    checked: ClassVar[bool] = False
-    drafts_with_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_policy("model", self.kv_policy)
         check_stop("model", self.stop)
-
-    @property
-    def required(self) -> frozenset[Need]:
-        return self.needs | self.kv_policy.needs
-
-    @property
-    def budget(self) -> int | None:
-        return self.kv_policy.budget
 
     @property
     def key(self) -> str:
@@ -49,10 +37,4 @@ class ModelDraft(Drafter):
     def setup(self) -> None:
         if self.model is None:
             raise OptionError("drafter 'model' needs a draft: pass draft_model=... (a loaded model or a path).")
-        self._runner: DraftRunner = self.host.runner(self.model, self.kv_policy)
-
-    def unread(self, batch: Batch) -> int:
-        return self._runner.unread(batch)
-
-    def draft(self, request: DraftRequest) -> TreeBatch:
-        return expand(self.host, self._runner, request, self.stop)
+        self._runner = self.host.runner(self.model, self.kv_policy)

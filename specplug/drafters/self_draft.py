@@ -9,34 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from specplug.drafters.base import Drafter, DraftRequest
-from specplug.drafters.expand import expand
-from specplug.host import Batch, DraftRunner
+from specplug.drafters.running import RunningDraft
 from specplug.kv_policies import KVPolicy, Streaming, check_policy
 from specplug.needs import Need
-from specplug.tree import TreeBatch, TreeShape
+from specplug.tree import TreeShape
 from specplug.trees import Chain
 
 
 @dataclass
-class SelfDraft(Drafter):
+class SelfDraft(RunningDraft):
     """The target over `kv_policy`'s view of its own cache."""
 
     kv_policy: KVPolicy = Streaming()
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TARGET_RUNNER})
-    checked: ClassVar[bool] = False
-    drafts_with_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_policy("self", self.kv_policy)
-
-    @property
-    def required(self) -> frozenset[Need]:
-        return self.needs | self.kv_policy.needs
-
-    @property
-    def budget(self) -> int | None:
-        return self.kv_policy.budget
 
     @property
     def min_context(self) -> int:
@@ -51,10 +39,4 @@ class SelfDraft(Drafter):
         return f"{type(self).__name__}[{self.kv_policy.key}]"
 
     def setup(self) -> None:
-        self._runner: DraftRunner = self.host.runner(None, self.kv_policy)
-
-    def unread(self, batch: Batch) -> int:
-        return self._runner.unread(batch)
-
-    def draft(self, request: DraftRequest) -> TreeBatch:
-        return expand(self.host, self._runner, request)
+        self._runner = self.host.runner(None, self.kv_policy)
