@@ -1,23 +1,23 @@
 """The two parts of a round whose shapes stay the same from round to round, recorded: the draft, and the verify.
 
 A draft that reads a window of fixed size has the same shapes whatever the context: all of it, levels and sampling, is one
-recording. A verify reads the whole cache through a page table that does not move as long as no row leaves; its width is what
-makes its shape. Both run eagerly until they have been seen a few times, and for models or calls that they do not fit.
+recording, of the target itself or of another model, which first reads the one token or two that it has not seen. A verify reads
+the whole cache through a page table that does not move as long as no row leaves; its width is what makes its shape. Both run
+eagerly until they have been seen a few times, and for models or calls that they do not fit.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from specplug import Batch, TreeBatch
-from specplug.drafters import Drafter, SelfDraft
-from specplug.drafters.base import DraftRequest
+from specplug.drafters import Drafter
+from specplug_hf.graphs.drafts import RecordedDraft, why_eager_draft
 from specplug_hf.graphs.graphs import Graphs
 from specplug_hf.graphs.recording import Recorder
 from specplug_hf.paged.store import PagedStore
@@ -29,37 +29,21 @@ logger = logging.getLogger(__name__)
 
 
 class RecordedRounds:
-    """Recordings of one host's rounds. Its store is a paged one."""
+    """Recordings of one host's rounds. Its store is a paged one; a draft model has one of its own."""
 
     def __init__(self, host: HFHost, recorder: Recorder) -> None:
         assert isinstance(host.store, PagedStore)
         self._host, self._store, self.graphs = host, host.store, Graphs(recorder)
-        self._stamp = self._store.stamp
+        self._stamps: dict[PagedStore, int] = {}  # as the recordings know them
 
     def install(self, drafters: Sequence[Drafter]) -> None:
-        """Let the working copies `drafters` of self-drafting over a window draft by replays."""
-        for drafter in drafters:
-            if isinstance(drafter, SelfDraft) and drafter.budget is not None and not drafter.kv_policy.needs:
-                drafter.draft = partial(self.draft, drafter, drafter.draft)  # type: ignore[method-assign]
-
-    def draft(self, drafter: Any, draft: Any, request: DraftRequest) -> TreeBatch:
-        """What `draft` proposes."""
-        batch, runner = request.batch, drafter._runner
-        room = max(self._host.lengths) + request.shape.num_nodes + 1
-        if not request.shape.size or min(self._host.lengths) <= drafter.kv_policy.budget:
-            return draft(request)
-
-        def function(roots: Tensor, lengths: Tensor, seeds: Tensor) -> TreeBatch:
-            runner.recording = True
-            try:
-                return draft(replace(request, batch=replace(batch, roots=roots, lengths=lengths, seeds=seeds)))
-            finally:
-                runner.recording = False
-
-        kind = ("draft", drafter.key, request.shape, request.grown, request.explain, batch.sampling)
-        trees = self._run(kind, room, (batch.roots, batch.lengths, batch.seeds), function)
-        # a round's trees are looked at when the next one's have been drafted
-        return draft(request) if trees is None else replace(trees, tokens=trees.tokens.clone())
+        """Let those of the working copies `drafters` draft by replays that can."""
+        for drafter in {id(drafter): drafter for drafter in drafters}.values():  # one may have several trees
+            cause = why_eager_draft(drafter, self._host.device)
+            if cause is None:
+                drafter.draft = RecordedDraft(drafter, self.run)  # type: ignore[method-assign]
+            elif drafter.drafts_with_model:
+                logger.info("specplug: drafts of %s run eagerly: %s.", drafter.key, cause)
 
     def verify(self, batch: Batch, trees: TreeBatch) -> Tensor | None:
         """Logits [B, N, V] of all nodes; None: read them eagerly."""
@@ -68,13 +52,16 @@ class RecordedRounds:
             static = replace(trees, tokens=tokens, ancestors=ancestors, depths=depths)
             return self._host.read(lengths, static, places=lengths, replayed=True).logits
 
+        self._store.reserve(max(self._host.lengths) + trees.num_nodes)
         inputs = (trees.tokens, batch.lengths, trees.ancestors, trees.depths)
-        return self._run(("verify", trees.num_nodes), max(self._host.lengths) + trees.num_nodes, inputs, function)
+        return self.run(self._store, ("verify", trees.num_nodes), inputs, function)
 
-    def _run(self, kind: Any, room: int, inputs: tuple[Tensor, ...], function: Any) -> Any:
-        self._store.reserve(room)
-        if self._store.stamp != self._stamp:
-            self._stamp = self._store.stamp
+    def run(
+        self, store: PagedStore, kind: Hashable, inputs: tuple[Tensor, ...], function: Callable[..., Any]
+    ) -> Any | None:
+        """What `function(*inputs)` returns, which reads and writes `store`; None: run it eagerly. See `Graphs.run`."""
+        if self._stamps.setdefault(store, store.stamp) != store.stamp:
+            self._stamps[store] = store.stamp
             self.graphs.forget()
         return self.graphs.run(kind, inputs, function)
 

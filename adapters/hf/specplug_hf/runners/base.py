@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specplug import TreeShape
+from specplug.drafters import DraftRequest
 from specplug.kv_policies import KVPolicy
 from specplug.tree import shape_levels, shape_tensors
 from specplug_hf.nodes import NodeForward
@@ -43,7 +45,11 @@ def _below_root(shape: TreeShape, device: torch.device) -> _BelowRoot:
 
 
 class Runner:
-    """The root's forward, then level by level. `lengths`: tokens of each row that this runner has read."""
+    """The root's forward, then level by level. `lengths`: tokens of each row that this runner has read.
+
+    Over a window of a paged store a whole draft has the same shapes in every round, and can be recorded (graphs/): what the
+    device computes then comes from tensors alone, and what Python knows of the texts is brought up to date beside it.
+    """
 
     def __init__(self, forward: NodeForward, policy: KVPolicy, paged: bool) -> None:
         self.forward, self.policy, self.view = forward, policy, view_of(policy)
@@ -53,20 +59,57 @@ class Runner:
             self.view = FullView()
         self.store: KVStore
         self.lengths: list[int] = []
+        self.recording = False  # what runs is recorded, and will be replayed for longer texts
+        self._places: Tensor  # `lengths` on the device, [B] int64
         self._shape: TreeShape
 
-    def _run_chain(self, tokens: Tensor, counts: list[int], positions: Tensor) -> Tensor:
-        """Read `tokens` [B, n], of which row b's first `counts[b]` are real; logits at each row's last real token."""
+    # --- what is asked by those who record (graphs/)
+
+    @property
+    def selects_pages(self) -> bool:
+        """Whether it reads a window of its store through a page table, of a size that stays the same."""
+        return self._selection is not None
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where its layers are."""
+        raise NotImplementedError
+
+    def inputs(self, request: DraftRequest) -> tuple[Tensor, ...] | None:
+        """What a recorded draft of `request` reads on the device beside the batch; None: this round's runs eagerly.
+
+        Its store has room for it from then on.
+        """
+        raise NotImplementedError
+
+    @contextmanager
+    def recorded(self, *inputs: Tensor) -> Iterator[None]:
+        """What is drafted within is recorded, for what `inputs` will hold at each replay."""
+        self.recording = True
+        try:
+            yield
+        finally:
+            self.recording = False
+
+    def drafted(self) -> Any:
+        """What the last draft left on the host, that is the same after any replay of it."""
+
+    def replayed(self, drafted: Any) -> None:
+        """A recording has drafted: bring the host up to date, as `begin` and `extend` would have; `drafted`: see there."""
+
+    # --- how it is done
+
+    def _read_chain(self, tokens: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+        """Read `tokens` [B, n], of which row b's first `counts[b]` [B] int64 are real; logits [B, 1, V] at its last real one."""
         width = tokens.shape[1]
         ancestors, depths = _chain(width, tokens.device)
-        step = self._step(ancestors, depths, 0, width)
-        logits = self._forward(step, tokens, positions, width)
-        self._settle(counts, width)
-        if width > 1:
-            # a row that has read all its tokens in an earlier block has none here: anything may stand for it
-            last = torch.tensor(counts, device=logits.device)[:, None, None].sub(1).clamp(min=0)
-            return logits.gather(1, last.expand(-1, 1, logits.shape[-1]))
-        return logits
+        logits = self._forward(self._step(ancestors, depths, 0, width), tokens, positions, width)
+        self._places = self._places + counts
+        if width == 1:
+            return logits
+        # a row that has read all its tokens in an earlier block has none here: anything may stand for it
+        last = counts.to(logits.device)[:, None, None].sub(1).clamp(min=0)
+        return logits.gather(1, last.expand(-1, 1, logits.shape[-1]))
 
     def _forward(self, step: Step, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
         """Logits [B, width, V] of one forward over the draft's store."""
@@ -102,7 +145,9 @@ class Runner:
     @property
     def _layout(self) -> dict[str, Any]:
         """What a store's step takes besides."""
-        return {} if self._selection is None else {"selection": self._selection}
+        if self._selection is None:
+            return {}
+        return {"selection": self._selection, "places": self._places, "replayed": self.recording}
 
     def _extras(self, count: int) -> dict[str, Any]:
         """Further inputs of `count` nodes a row."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specplug import Batch, TreeShape, Verdict
+from specplug.drafters import DraftRequest
 from specplug.kv_policies import ChoosingPolicy, KVPolicy
 from specplug_hf.draft import PreparedDraft
 from specplug_hf.identity import name_of
@@ -16,6 +18,8 @@ from specplug_hf.prefill import PrefillRows, prefill_rows
 from specplug_hf.queries import QueryLog
 from specplug_hf.rotation import rotation_of
 from specplug_hf.runners.base import Runner
+from specplug_hf.runners.block import Block, most_unread, next_block
+from specplug_hf.runners.vocabulary import Vocabulary
 from specplug_hf.sparse import SLACK, SparseCopy
 from specplug_hf.store import KVStore
 from specplug_hf.support import device_of
@@ -28,41 +32,82 @@ class ModelRunner(Runner):
     def __init__(self, host: Any, draft: PreparedDraft, policy: KVPolicy) -> None:
         forward = draft.forward
         super().__init__(forward, policy, forward.storage is not KVStore)
-        self._translation = draft.translation
         self.host = host
         self.device = device_of(forward.model)
         self.identity = name_of(forward.model)
         self.vocab_size = host.vocab_size
+        self._vocabulary = Vocabulary(draft.translation, host.vocab_size)
         self._levels_read = 0
         # a policy that looks at the cache, or reads it turned, needs all of it beside what the draft reads
         self._whole: KVStore | None = None
         self._sparse: SparseCopy | None = None
         self._queries = QueryLog(forward.model, policy.queries) if isinstance(policy, ChoosingPolicy) else None
         self._reading = False  # committed tokens, whose queries count
+        self._recorded: Block  # what `begin` reads in a forward that is recorded
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where its layers are."""
+        return {parameter.device for parameter in self.forward.model.parameters()}
+
+    def inputs(self, request: DraftRequest) -> tuple[Tensor, ...] | None:
+        """What it has to read first, as a block whose width is the same in every round; see `Runner.inputs`.
+
+        None also for rows that have more to read: a prompt, or what other drafters' rounds have committed.
+        """
+        if self._selection is None or not self.lengths or min(self.lengths) <= self._selection.size:
+            return None
+        starts, counts = self._unread()
+        width = most_unread(request)
+        if max(counts) > width:
+            return None
+        self.store.reserve(max(self.lengths) + width + request.shape.num_nodes)
+        assert request.batch.history is not None
+        return next_block(request.batch.history, starts, self.lengths, counts, width).to(self.device).tensors
+
+    @contextmanager
+    def recorded(self, *inputs: Tensor) -> Iterator[None]:
+        """See `Runner.recorded`; `begin` reads the block that `inputs` are."""
+        self._recorded = Block(*inputs)
+        with super().recorded(*inputs):
+            yield
+
+    def drafted(self) -> tuple[TreeShape, int]:
+        """The tree, and how many levels of it `commit` may keep; see `Runner.drafted`."""
+        return self._shape, self._levels_read
+
+    def replayed(self, drafted: tuple[TreeShape, int]) -> None:
+        """Everything committed has been read, and the levels of a tree; see `Runner.replayed`."""
+        self._shape, self._levels_read = drafted
+        _, counts = self._unread()
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def unread(self, batch: Batch) -> int:
         """What was committed since it last read: the whole texts at first."""
+        return sum(self._unread()[1])
+
+    def _unread(self) -> tuple[list[int], list[int]]:
+        """Of every row, where its text begins in the history, and how many tokens of it have not been read."""
         starts, ends = self.host.history_bounds()
-        return sum(ends) - sum(starts) - sum(self.lengths)
+        read = self.lengths or [0] * len(starts)
+        return starts, [end - start - done for start, end, done in zip(starts, ends, read, strict=True)]
 
     def begin(self, batch: Batch, shape: TreeShape) -> Tensor:
         """Read what was committed since, the root included; see DraftRunner."""
-        self._shape = shape
-        assert batch.history is not None and batch.history_starts is not None
-        starts, ends = self.host.history_bounds()
-        totals = [end - start for start, end in zip(starts, ends, strict=True)]
+        self._shape, self._levels_read = shape, 0
+        if self.recording:
+            return self._to_target(self._read_block(self._recorded))
+        assert batch.history is not None
+        starts, counts = self._unread()
         if not self.lengths:
-            self._prefill(batch, starts, [total - 1 for total in totals])
+            self._prefill(batch.history, starts, [count - 1 for count in counts])
+            counts = [1] * batch.num_rows
         if self._sparse is not None:
             self._sparse.sync(self.lengths)
-        counts = [total - length for total, length in zip(totals, self.lengths, strict=True)]
-        logits = self._catch_up(batch.history, starts, counts)
-        self._levels_read = 0
-        return self._to_target(logits)
+        return self._to_target(self._catch_up(batch.history, starts, counts))
 
-    def _prefill(self, batch: Batch, starts: list[int], counts: list[int]) -> None:
-        assert batch.history is not None
-        rows = PrefillRows(self._read(batch.history), starts, counts)
+    def _prefill(self, history: Tensor, starts: list[int], counts: list[int]) -> None:
+        rows = PrefillRows(self._read(history), starts, counts)
         ring = self.view if isinstance(self.view, RingView) else None
         self.lengths = list(counts)
         if ring is None or not self.policy.needs:
@@ -105,44 +150,37 @@ class ModelRunner(Runner):
         block_limit = min(SLACK, self.view.window) if isinstance(self.view, RingView) else SLACK
         while True:
             width = min(max(counts), block_limit)
-            block = [min(count, width) for count in counts]
-            begin = torch.tensor([s + n for s, n in zip(starts, self.lengths, strict=True)], device=history.device)
-            columns = begin[:, None] + torch.arange(width, device=history.device)
-            tokens = self._read(history.gather(1, columns.clamp(max=history.shape[1] - 1)))
-            positions = torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(
-                width, device=self.device
-            )
-            self._reading = True
-            now = self._run_chain(tokens, [max(n, 0) for n in block], positions)
-            self._reading = False
-            fresh = torch.tensor([n > 0 for n in block], device=now.device)[:, None, None]
-            logits = now if logits is None else torch.where(fresh, now, logits)
-            counts = [count - n for count, n in zip(counts, block, strict=True)]
+            now = [max(0, min(count, width)) for count in counts]
+            block = next_block(history, starts, self.lengths, now, width).to(self.device)
+            at_last = self._read_block(block)
+            self._settle(now, width)
+            fresh = (block.counts > 0)[:, None, None]
+            logits = at_last if logits is None else torch.where(fresh.to(at_last.device), at_last, logits)
+            counts = [count - n for count, n in zip(counts, now, strict=True)]
             if max(counts) <= 0:
                 return logits
+
+    def _read_block(self, block: Block) -> Tensor:
+        """Logits [B, 1, V_draft] at each row's last token of `block`."""
+        self._places, self._reading = block.places, True
+        logits = self._read_chain(self._read(block.tokens), block.positions, block.counts)
+        self._reading = False
+        return logits
 
     def extend(self, tokens: Tensor, level: int, ancestors: Tensor | None = None) -> Tensor:
         self._levels_read = level if ancestors is None else 0
         return self._to_target(super().extend(self._read(tokens), level, ancestors))
 
     def _positions(self, depths: Tensor) -> Tensor:
-        return torch.tensor(self.lengths, device=self.device)[:, None] + depths
+        return self._places[:, None] + depths
 
     def _read(self, tokens: Tensor) -> Tensor:
         """The target's tokens as the draft reads them, on its device."""
-        tokens = tokens.to(self.device)
-        return tokens if self._translation is None else self._translation.tokens(tokens)
+        return self._vocabulary.read(tokens.to(self.device))
 
     def _to_target(self, logits: Tensor) -> Tensor:
-        """The draft's logits over the target's vocabulary, on the target's device; padding ids cannot be drawn."""
-        if self._translation is not None:
-            return self._translation.logits(logits).to(self.host.device)
-        extra = self.vocab_size - logits.shape[-1]
-        if extra > 0:
-            logits = torch.nn.functional.pad(logits, (0, extra), value=torch.finfo(logits.dtype).min)
-        elif extra < 0:
-            logits = logits[..., : self.vocab_size]
-        return logits.to(self.host.device)
+        """The draft's logits over the target's vocabulary, on the target's device."""
+        return self._vocabulary.to_target(logits).to(self.host.device)
 
     def commit(self, verdict: Verdict, kept: list[int]) -> None:
         """Keep the KV of accepted nodes that were read; `kept[b]` draft tokens of row b were committed."""

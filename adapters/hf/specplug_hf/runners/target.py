@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from specplug import Batch, TreeShape, Verdict
+from specplug.drafters import DraftRequest
 from specplug.host import SkippedLayers
 from specplug.kv_policies import KVPolicy
 from specplug_hf.paged.store import PagedStore
@@ -26,9 +28,21 @@ class SelfRunner(Runner):
         self.host = host
         self._skipping = None if skipped is None else LayerSkipping(host.model, skipped)
         self.vocab_size = host.vocab_size
-        self.recording = False  # what runs is recorded, and will be replayed for longer texts (graphs/)
-        self._places: Tensor  # tokens of each row in the target's cache [B], on the device
         self._sparse: SparseCopy | None = None
+        if not isinstance(self.view, RingView):
+            self.store = host.store
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where its layers are."""
+        return {keys.device for keys in self.host.store.keys}
+
+    def inputs(self, request: DraftRequest) -> tuple[Tensor, ...] | None:
+        """Nothing beside the batch; see `Runner.inputs`. A text that fits into the window is read whole, and grows."""
+        if self._selection is None or min(self.host.lengths) <= self._selection.size:
+            return None
+        self.host.store.reserve(max(self.host.lengths) + request.shape.num_nodes + 1)
+        return ()
 
     def unread(self, batch: Batch) -> int:
         """Nothing: what the target has read is there."""
@@ -40,11 +54,10 @@ class SelfRunner(Runner):
         self.lengths = list(self.host.lengths)
         if isinstance(self.view, RingView):
             self._sync(self.view)
-        else:
-            self.store = self.host.store
-        return self._run_chain(
-            batch.roots[:, None], [1] * batch.num_rows, self.host.node_positions(batch.lengths, None)
-        )
+        positions, one = self.host.node_positions(batch.lengths, None), torch.ones_like(batch.lengths)
+        logits = self._read_chain(batch.roots[:, None], positions, one)
+        self._settle([1] * batch.num_rows, 1)
+        return logits
 
     def _sync(self, ring: RingView) -> None:
         if self._sparse is None:
@@ -58,18 +71,10 @@ class SelfRunner(Runner):
         return nullcontext() if self._skipping is None else self._skipping
 
     def _positions(self, depths: Tensor) -> Tensor:
-        return self.host.node_positions(self._places + 1, depths)
+        return self.host.node_positions(self._places, depths)
 
     def _shifts(self) -> Tensor | None:
         return self.host.shifts
-
-    @property
-    def _layout(self) -> dict[str, Any]:
-        if self._selection is None:
-            return {}
-        root_read = self.lengths[0] > self.host.lengths[0]
-        places = self._places + 1 if root_read else self._places
-        return {"selection": self._selection, "places": places, "replayed": self.recording}
 
     def _extras(self, count: int) -> dict[str, Any]:
         return self.host.extras.for_nodes(self.host.rows, count)
