@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import sys
@@ -56,6 +57,7 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fake_flashinfer.py`, which is NOT FlashInfer, serves a CPU in its place; Triton seems to be missing."""
+    gc.collect()  # an earlier test's plan that errors have tied into a circle would give its wrapper back in the middle of this one
     monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer)
     monkeypatch.setattr(flashinfer_paths, "DEVICE_TYPES", ("cpu",))
     monkeypatch.setattr(flashinfer_wrappers, "processors", lambda device: fake_flashinfer.PROCESSORS)
