@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from generate_tools import Models
+from generate_tools import Models, same
 from recorded_ops import RecordedOps
 
 from specplug import Speculator
@@ -61,3 +61,15 @@ def speculated(models: Models, spec: Speculator, **call: Any) -> Watched:
     with mock.patch.object(Graphs, "run", noting):
         watched.output = models.target.generate(**call, custom_generate=watching)
     return watched
+
+
+def as_eagerly(models: Models, monkeypatch: pytest.MonkeyPatch, spec: Speculator, **call: Any) -> Watched:
+    """The call, recorded; it proposes, accepts and returns what it does eagerly."""
+    record_on_a_cpu(monkeypatch, None)
+    eager = speculated(models, spec, **call)
+    assert eager.recorded is None
+    record_on_a_cpu(monkeypatch)
+    ran = speculated(models, spec, **call)
+    assert ran.rounds == eager.rounds
+    same(ran.output, eager.output)
+    return ran

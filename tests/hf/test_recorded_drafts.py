@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from generate_tools import VOCAB, Models, disturbed, prompt, same, tiny
-from recorded_tools import Watched, record_on_a_cpu, speculated
+from recorded_tools import as_eagerly, record_on_a_cpu, speculated
 from test_translation import TARGET_WORDS, permuted, words
 
 from specplug import Batch, Speculator
@@ -33,6 +33,7 @@ from specplug_hf.translation import TranslatedDraft
 NEW = 48
 WINDOW = Streaming(2, 5)
 CHAIN = "chain:length=3"
+SELF: dict[str, Any] = {"tree": CHAIN, "controller": "fixed", "kernel": "paged", "seed": 5}
 SKIPPING = LayerSkip(layers=SkippedLayers(attention=frozenset({1})))
 
 
@@ -51,17 +52,6 @@ def drafting(models: Models, tree: str = CHAIN, **more: Any) -> Speculator:
 def sampled(rows: int, new_tokens: int) -> dict[str, Any]:
     """A call that accepts more than greedy decoding would of a draft with so small a window; its last trees are not cut."""
     return {**prompt(rows), "max_new_tokens": new_tokens, "do_sample": True}
-
-
-def as_eagerly(models: Models, monkeypatch: pytest.MonkeyPatch, spec: Speculator, **call: Any) -> Watched:
-    """The call, recorded; it proposes, accepts and returns what it does eagerly."""
-    eager = speculated(models, spec, **call)
-    assert eager.recorded is None
-    record_on_a_cpu(monkeypatch)
-    ran = speculated(models, spec, **call)
-    assert ran.rounds == eager.rounds
-    same(ran.output, eager.output)
-    return ran
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -126,14 +116,15 @@ def test_a_store_that_grows_begins_new_recordings(models: Models, monkeypatch: p
     assert stores[grows].capacity >= 4 * PAGE and ran.replays["draft"] > 4 * WORTH
 
 
+@pytest.mark.parametrize("drafter", ["model", "self"])
 def test_a_text_that_fits_into_the_window_is_drafted_for_eagerly(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: Models, monkeypatch: pytest.MonkeyPatch, drafter: str
 ) -> None:
     """Its shapes grow with it; they stay the same from the first round on in which every row is longer."""
-    wide = drafting(models, kv_policy=Streaming(2, 30))
-    assert not as_eagerly(models, monkeypatch, wide, **prompt(2), max_new_tokens=20).replays["draft"]
-    record_on_a_cpu(monkeypatch, None)
-    assert as_eagerly(models, monkeypatch, wide, **prompt(2), max_new_tokens=2 * NEW).replays["draft"]
+    wide: dict[str, Any] = {"kv_policy": Streaming(2, 30)}
+    spec = drafting(models, **wide) if drafter == "model" else Speculator(drafter="self", **SELF, **wide)
+    assert not as_eagerly(models, monkeypatch, spec, **sampled(2, 20)).replays["draft"]
+    assert as_eagerly(models, monkeypatch, spec, **sampled(2, 2 * NEW)).replays["draft"]
 
 
 @dataclass
