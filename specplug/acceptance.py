@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from specplug.round import Round
+from specplug.row_acceptance import RowAcceptance, odds_ratio, scaled
 from specplug.streaks import Streaks
 from specplug.tree import TreeBatch, TreeShape, child_counts
 from specplug.trees.base import DEFAULT_ACCEPTANCE
@@ -42,7 +43,7 @@ class Acceptance:
         default_factory=lambda: [0.0] * RANKS
     )  # the first was not taken, and there was a rank k + 1
     later: list[float] = field(default_factory=lambda: [0.0] * RANKS)
-    rows: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # trials and takes of first children
+    rows: RowAcceptance = field(default_factory=RowAcceptance)
     proposing: float = 1.0  # share of the rounds in which anything was proposed for any row
     streaks: Streaks = field(default_factory=Streaks)
 
@@ -56,13 +57,17 @@ class Acceptance:
         """P(first child taken) at any depth."""
         return (sum(self.taken) + self.weight * self.prior) / (sum(self.tried) + self.weight)
 
-    def first(self, doubt: float = 0.0) -> list[float]:
-        """P(first child taken) by depth. `doubt` in [0, 1]: how far towards certainty to lean."""
+    def first(self, doubt: float = 0.0, rows: Sequence[Hashable] = ()) -> list[float]:
+        """P(first child taken) by depth. `rows`: of which rows; else of all, whenever seen. `doubt` in [0, 1]: how far
+        towards certainty to lean."""
         pooled = self.pooled
         found = [
             (taken + self.weight * pooled) / (tried + self.weight)
             for tried, taken in zip(self.tried, self.taken, strict=True)
         ]
+        if rows:
+            ratio = odds_ratio(self.rows.level(rows, pooled), pooled)
+            found = [scaled(p, ratio) for p in found]
         return [p + (1 - p) * doubt for p in found]
 
     def others(self) -> list[float]:
@@ -72,12 +77,11 @@ class Acceptance:
         return list(non_rising(shares))
 
     def of_row(self, row: Hashable) -> float:
-        """A row's rate over the batch's: below 1 for a row whose text is harder."""
-        tried, taken = self.rows.get(row, (0.0, 0.0))
-        if not sum(self.tried) or not tried:
+        """A row's rate over that of all: below 1 for a row whose text is harder."""
+        if not sum(self.tried):
             return 1.0
         pooled = self.pooled
-        return ((taken + 4 * self.weight * pooled) / (tried + 4 * self.weight)) / pooled
+        return self.rows.rate(row, pooled, 2 * self.weight) / pooled
 
     def observe(self, finished: Round) -> None:
         """Count what became of a round's trees. A row that proposed less than was planned has failed where it stopped."""
@@ -114,8 +118,7 @@ class Acceptance:
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""
         self.streaks.forget(rows)
-        for row in rows:
-            self.rows.pop(row, None)
+        self.rows.forget(rows)
 
     def _fade(self) -> None:
         for counts in (self.tried, self.taken, self.missed, self.later):
@@ -142,8 +145,7 @@ class Acceptance:
             if rank is None:
                 break
             node = _child(shape, node, rank)
-        before = self.rows.get(row, (0.0, 0.0))
-        self.rows[row] = (before[0] * 0.95 + tried, before[1] * 0.95 + taken)
+        self.rows.observe(row, tried, taken, self.fading)
 
 
 def _child(shape: TreeShape, node: int, rank: int) -> int:

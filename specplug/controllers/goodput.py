@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm, Controller, Plan, Prediction
@@ -37,7 +38,7 @@ FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 @dataclass
 class Goodput(Controller):
-    """`allowance`: share of the time that trying may lose. `interval`: rounds between two looks at the trees' sizes."""
+    """`allowance`: share of the time that trying may lose. `interval`: most rounds between two looks at the trees' sizes."""
 
     allowance: float = 0.02
     credit: float = 2.0  # rounds of plain decoding that trying may lose at first
@@ -45,6 +46,9 @@ class Goodput(Controller):
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8
+    thought: float = (
+        0.015  # share of the time that looking may take: a decision stands the longer, the shorter rounds are
+    )
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
     gamble: float = 0.08  # share of the time that the best would take, for a draft to read that nothing was seen of
 
@@ -86,6 +90,7 @@ class Goodput(Controller):
         standing = self._standing
         if standing is not None and standing.key == key and rounds < standing.until:
             return self._standing_option(standing, batch)
+        start = perf_counter()
         options = [option for arm in self.arms if (option := self._option(arm, batch)) is not None]
         best = self._best(options)
         trial = self._trial(options, best, batch, situation)
@@ -95,9 +100,14 @@ class Goodput(Controller):
         best = replace(best, reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
         # looked at often while little is known of it
         sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
+        sure = min(sure, self._affordable(perf_counter() - start))
         option = replace(best, reason=f"{best.reason}, at the last look")
         self._standing = Standing(key, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch))
         return best
+
+    def _affordable(self, seconds: float) -> int:
+        """Rounds that a decision must stand for which took so long."""
+        return max(1, math.ceil(seconds / (self.thought * self._prices.plain)))
 
     def _standing_option(self, standing: Standing, batch: Batch) -> Option:
         """What was decided; with another tree if the rows are in a streak by now, or are no more."""
@@ -152,7 +162,7 @@ class Goodput(Controller):
             # a generation's first rounds are slow: one too dear by them would never be looked at again, were doubt not to grow
             doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(self._prices.plain_tried(), 1))
             return replace(option, tokens=1 + min(0.5, doubt))
-        known = self._beliefs.of(option.arm, batch.sampling).rows
+        known = self._beliefs.of(option.arm, batch.sampling).rows.counts
         strangers = sum(row not in known for row in batch.rows) / batch.num_rows
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
         return self._option(option.arm, batch, doubt=1 / (1 + kept * self._beliefs.trials(option.arm, batch.sampling)))
@@ -170,7 +180,7 @@ class Goodput(Controller):
         seen = self._beliefs.of(arm, batch.sampling)
         # what nobody has seen is tried with a small tree: what it costs is a guess too
         size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
-        first, later, chain = seen.first(doubt), later_of(arm, seen), arm.shape.is_chain
+        first, later, chain = seen.first(doubt, batch.rows), later_of(arm, seen), arm.shape.is_chain
         if arm.drafter.indivisible:
             trees = entire(first, later, arm.shape)
         else:
