@@ -43,11 +43,14 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
 
 
 def changed_source(monkeypatch: pytest.MonkeyPatch, folder: Path, old: str, new: str) -> None:
-    """Build from a source in which something else stands."""
-    text = building.SOURCE.read_text()
-    assert old in text
-    (folder / "changed.c").write_text(text.replace(old, new))
-    monkeypatch.setattr(building, "SOURCE", folder / "changed.c")
+    """Build from sources in which something else stands."""
+    found = 0
+    for source in building.SOURCES.glob("*.[ch]"):
+        text = source.read_text()
+        found += old in text
+        (folder / source.name).write_text(text.replace(old, new))
+    assert found
+    monkeypatch.setattr(building, "SOURCES", folder)
 
 
 # ---- Kept, and built again where it is not what was left. ----
@@ -99,9 +102,9 @@ def test_what_it_depends_on_is_in_its_name(cache: Path, monkeypatch: pytest.Monk
 
 
 def test_another_version_of_the_compiler_is_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = building._key(["cc"], "cc 12.2", None)
-    assert key != building._key(["cc"], "cc 12.3", None)
-    assert key == building._key(["cc"], "cc 12.2", None)
+    key = building._key("tree_attention", ["cc"], "cc 12.2", None)
+    assert key != building._key("tree_attention", ["cc"], "cc 12.3", None)
+    assert key == building._key("tree_attention", ["cc"], "cc 12.2", None)
 
 
 def test_two_processes_at_once(cache: Path) -> None:
