@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not looked for the library yet."""
-    monkeypatch.setattr(loading, "_known", loading._Known())
+    monkeypatch.setattr(loading, "_known", loading._nothing_known())
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
@@ -265,7 +265,7 @@ def test_what_is_missing_is_said_once_and_torch_serves(
             with pytest.raises(ValueError, match="kernel 'native' does not serve: .*no C compiler is found"):
                 case.run("native")
     said = [record.getMessage() for record in caplog.records if record.name == loading.__name__]
-    assert said == ["compiled attention is not available, torch serves: no C compiler is found (gcc, cc)"]
+    assert said == ["compiled tree attention is not available, torch serves: no C compiler is found (gcc, cc)"]
     assert "(not native: it is not available: no C compiler" in explain(*SHAPES)
     assert "native" in available_kernels()
 
@@ -345,7 +345,7 @@ def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) 
 def test_without_torchs_threads_it_is_chosen_for_one_only(
     cache: Path, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
-    monkeypatch.setattr(loading, "_known", loading._Known())
+    monkeypatch.setattr(loading, "_known", loading._nothing_known())
     monkeypatch.setattr(building, "torch_openmp", lambda: None)
     if not library().vectors:
         pytest.skip("chosen only where the processor has AVX2")

@@ -131,6 +131,12 @@ INLINE float load_one(const char *at, int64_t dtype) {
 #endif
 }
 
+INLINE void store_one(char *at, int64_t dtype, float x) {
+    char eight[4 * LANES];
+    store8(eight, dtype, all(x));
+    memcpy(at, eight, element_bytes(dtype));
+}
+
 /* Lane i of the result is the sum of all lanes of x[i]. */
 INLINE lanes sums(const lanes x[LANES]) {
     lanes pairs[4], fours[2];
