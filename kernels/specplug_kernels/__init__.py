@@ -8,6 +8,11 @@ Public operations on a cache with a place for every row:
 - :func:`available_kernels`, :func:`explain`: what ``kernel=`` accepts, and what ``"auto"`` chooses.
 - :func:`tree_attention_reference`: the definition in plain words, the oracle of the tests.
 
+For everything else in a forward of a few nodes on a CPU:
+
+- :func:`skinny_linear`: a linear layer of a few rows; :func:`explain_linear` says what ``"auto"`` chooses, and :func:`try_linear`
+  is for those who ask in every layer.
+
 On a paged cache:
 
 - :func:`paged_rows`, :class:`PagedShape`, :class:`ScoreRule`: where the rows stand, what the layers have in common, and
@@ -26,6 +31,7 @@ from typing import Any
 
 from specplug_kernels.dispatch import available_kernels, explain, tree_attention
 from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, write_kv
+from specplug_kernels.linear_dispatch import explain_linear, most_skinny_rows, serves_weight, skinny_linear, try_linear
 from specplug_kernels.paged_choice import PAGED_KERNELS
 from specplug_kernels.paged_dispatch import explain_paged, paged_tree_attention, plan_paged_attention
 from specplug_kernels.paging import PagedAttention, PagedRows, PagedShape, ScoreRule, ancestor_bitmap, paged_rows
@@ -42,12 +48,17 @@ __all__ = [
     "commit_kv",
     "commit_paged_kv",
     "explain",
+    "explain_linear",
     "explain_paged",
+    "most_skinny_rows",
     "paged_rows",
     "paged_tree_attention",
     "plan_paged_attention",
+    "serves_weight",
+    "skinny_linear",
     "tree_attention",
     "tree_attention_reference",
+    "try_linear",
     "write_kv",
 ]
 

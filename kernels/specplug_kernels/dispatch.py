@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from specplug_kernels import tree_attention_native
+from specplug_kernels.processor import multiplies as _multiplies
 from specplug_kernels.reference import tree_attention_reference
 from specplug_kernels.tree_attention_native import native
 from specplug_kernels.tree_attention_sdpa import sdpa, split
@@ -185,14 +185,6 @@ def _choose_half(rows: int, dtype: torch.dtype) -> tuple[Backend, str]:
     if dtype == torch.float16 or rows == 1:
         return widened, f"the processor does not multiply in {dtype}: {rows} packed rows in fp32, a block at a time"
     return sdpa, f"{rows} packed rows: the fused kernel widens {dtype} as fast"
-
-
-@cache
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has products in ``dtype``, as oneDNN sees it."""
-    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
-    supported = getattr(torch.ops.mkldnn, name, None)
-    return supported is not None and bool(supported())
 
 
 def _reference(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:

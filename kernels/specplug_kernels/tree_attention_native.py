@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specplug_kernels.native.library import DTYPES, library
+from specplug_kernels.native.library import library
+from specplug_kernels.native.opening import DTYPES
 from specplug_kernels.tree_attention_sdpa import sdpa
 
 LARGEST_DIM = 256

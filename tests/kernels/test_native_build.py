@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not looked for the library yet."""
-    monkeypatch.setattr(loading, "_known", loading._Known())
+    monkeypatch.setattr(loading, "_known", loading._nothing_known())
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
@@ -43,11 +43,14 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
 
 
 def changed_source(monkeypatch: pytest.MonkeyPatch, folder: Path, old: str, new: str) -> None:
-    """Build from a source in which something else stands."""
-    text = building.SOURCE.read_text()
-    assert old in text
-    (folder / "changed.c").write_text(text.replace(old, new))
-    monkeypatch.setattr(building, "SOURCE", folder / "changed.c")
+    """Build from sources in which something else stands."""
+    found = 0
+    for source in building.SOURCES.glob("*.[ch]"):
+        text = source.read_text()
+        found += old in text
+        (folder / source.name).write_text(text.replace(old, new))
+    assert found
+    monkeypatch.setattr(building, "SOURCES", folder)
 
 
 # ---- Kept, and built again where it is not what was left. ----
@@ -99,9 +102,9 @@ def test_what_it_depends_on_is_in_its_name(cache: Path, monkeypatch: pytest.Monk
 
 
 def test_another_version_of_the_compiler_is_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = building._key(["cc"], "cc 12.2", None)
-    assert key != building._key(["cc"], "cc 12.3", None)
-    assert key == building._key(["cc"], "cc 12.2", None)
+    key = building._key("tree_attention", ["cc"], "cc 12.2", None)
+    assert key != building._key("tree_attention", ["cc"], "cc 12.3", None)
+    assert key == building._key("tree_attention", ["cc"], "cc 12.2", None)
 
 
 def test_two_processes_at_once(cache: Path) -> None:
@@ -262,7 +265,7 @@ def test_what_is_missing_is_said_once_and_torch_serves(
             with pytest.raises(ValueError, match="kernel 'native' does not serve: .*no C compiler is found"):
                 case.run("native")
     said = [record.getMessage() for record in caplog.records if record.name == loading.__name__]
-    assert said == ["compiled attention is not available, torch serves: no C compiler is found (gcc, cc)"]
+    assert said == ["compiled tree attention is not available, torch serves: no C compiler is found (gcc, cc)"]
     assert "(not native: it is not available: no C compiler" in explain(*SHAPES)
     assert "native" in available_kernels()
 
@@ -342,7 +345,7 @@ def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) 
 def test_without_torchs_threads_it_is_chosen_for_one_only(
     cache: Path, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
-    monkeypatch.setattr(loading, "_known", loading._Known())
+    monkeypatch.setattr(loading, "_known", loading._nothing_known())
     monkeypatch.setattr(building, "torch_openmp", lambda: None)
     if not library().vectors:
         pytest.skip("chosen only where the processor has AVX2")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from specplug import OptionError, UnsupportedError
 from specplug_hf.attention import AttentionSwap
+from specplug_hf.linears import KERNELS as COMPILED
 from specplug_hf.nodes import NodeForward
 from specplug_hf.paged.store import PagedStore
 from specplug_hf.paged.support import AUTO, plan_of
@@ -41,21 +42,21 @@ def node_forward(model: PreTrainedModel, kernel: str = "auto", own: bool = False
     Raises `UnsupportedError` for a kernel that cannot serve the model.
     """
     plan = plan_of(model, kernel, weights_wanted=own)
-    swap = None
+    swap, compiled = None, kernel in COMPILED
     if takes_registered_attention(model):
         swap = AttentionSwap(
             model, kernel if kernel in available_kernels() else "auto", own or wants_own_attention(model)
         )
     if plan is None:
-        return NodeForward(model, swap)
-    paged = NodeForward(model, swap, partial(PagedStore, kernel=plan))
+        return NodeForward(model, swap, compiled=compiled)
+    paged = NodeForward(model, swap, partial(PagedStore, kernel=plan), compiled)
     fault = tree_fault(model, paged)
     if fault is None:
         return paged
     if kernel != AUTO:
         raise UnsupportedError(f"Over a paged cache {type(model).__name__} {fault}; use kernel='auto'.")
     logger.info("specplug: the cache is not paged: %s %s.", type(model).__name__, fault)
-    return NodeForward(model, swap)
+    return NodeForward(model, swap, compiled=compiled)
 
 
 @dataclass(frozen=True, slots=True)

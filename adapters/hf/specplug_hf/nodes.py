@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from specplug_hf.attention import AttentionSwap
+from specplug_hf.linears import Linears
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore, LayerKV
 
@@ -47,11 +48,15 @@ class NodeForward:
     """Runs tree nodes through `model`. The model is left as it was found, also after an exception.
 
     `swap` None: the model does not take a registered attention; it gets a 4-D additive mask of the whole width.
-    `storage`: makes the stores that it runs over, of a prompt's layers and a capacity.
+    `storage`: makes the stores that it runs over, of a prompt's layers and a capacity. `compiled`: linear layers may go through
+    the compiled kernel for a few rows, while it is held.
     """
 
-    def __init__(self, model: PreTrainedModel, swap: AttentionSwap | None, storage: Storage = KVStore) -> None:
-        self.model, self.swap, self.storage = model, swap, storage
+    def __init__(
+        self, model: PreTrainedModel, swap: AttentionSwap | None, storage: Storage = KVStore, compiled: bool = False
+    ) -> None:
+        self.model, self.swap, self.storage, self.compiled = model, swap, storage, compiled
+        self._linears: Linears | None = None
         self.forwards = 0
         self._tells_windows = False  # whether a layer has told its attention of a sliding window
         self._limit: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -65,9 +70,19 @@ class NodeForward:
         """Whether masks must cover the whole width."""
         return self.swap is None or self.swap.own
 
-    def held(self) -> AbstractContextManager[None]:
-        """Keep our attention's name in the model's configuration for all forwards within."""
-        return nullcontext() if self.swap is None else self.swap.held()
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep our attention's name in the model's configuration, and our linear layers in it, for all forwards within."""
+        linears = Linears(self.model) if self.compiled else None
+        with (
+            nullcontext() if self.swap is None else self.swap.held(),
+            nullcontext() if linears is None else linears.held(),
+        ):
+            before, self._linears = self._linears, linears
+            try:
+                yield
+            finally:
+                self._linears = before
 
     def __call__(self, store: KVStore, step: Step, tokens: Tensor, positions: Tensor, **extra: Any) -> Any:
         """Forward `tokens` [B, n] at `positions` [B, n] (or [k, B, n]); their KV goes where `step` says."""
@@ -79,6 +94,16 @@ class NodeForward:
         inputs = dict(
             input_ids=tokens, position_ids=positions, past_key_values=NodeCache(store, step), **self._fixed, **extra
         )
+        linears = self._linears
+        if linears is None or not linears.serve(tokens.numel()):
+            return self._run(step, inputs)
+        linears.begin()
+        try:
+            return self._run(step, inputs)
+        finally:
+            linears.end()
+
+    def _run(self, step: Step, inputs: dict[str, Any]) -> Any:
         if self.swap is None:
             return self.model(attention_mask=step.causal_bias(self.model.dtype), **inputs)
         with self.swap(step):

@@ -1,4 +1,4 @@
-"""Compiles ``tree_attention.c`` once for a user, machine and compiler, and keeps the library in the user's cache.
+"""Compiles a kernel's C once for a user, machine and compiler, and keeps the library in the user's cache.
 
 The cache is ``$SPECPLUG_CACHE``, else ``$XDG_CACHE_HOME/specplug``, else ``~/.cache/specplug``. What is there is loaded into the
 process, so nobody else may be able to write to it. A library's name says what it was built from, and its last bytes are a digest
@@ -21,7 +21,9 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("tree_attention.c")
+SOURCES = Path(__file__).parent
+SHARED = "lanes.h"
+"""What all sources include."""
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fPIC")
 OPENMP = "-fopenmp"
 SECONDS = 300
@@ -33,8 +35,8 @@ class BuildError(RuntimeError):
     """Why there is no library, in one line."""
 
 
-def build() -> Path:
-    """The library, compiled now if it has not been.
+def build(name: str = "tree_attention") -> Path:
+    """The library of the source ``name``, compiled now if it has not been.
 
     Raises:
         BuildError: no compiler, no cache that is only the user's, or a compilation that fails.
@@ -45,9 +47,9 @@ def build() -> Path:
         openmp = None  # its code calls another runtime than torch's
     try:
         folder = cache_folder()
-        path = folder / f"tree_attention-{_key(compiler, version, openmp)}.so"
+        path = folder / f"{name}-{_key(name, compiler, version, openmp)}.so"
         if not is_whole(path):
-            _compile(compiler, openmp, path)
+            _compile(name, compiler, openmp, path)
     except OSError as error:
         raise BuildError(f"the cache cannot be used: {error}") from error
     return path
@@ -133,10 +135,11 @@ def _not_ours(status: os.stat_result) -> str | None:
     return None
 
 
-def _key(compiler: Sequence[str], version: str, openmp: Path | None) -> str:
+def _key(name: str, compiler: Sequence[str], version: str, openmp: Path | None) -> str:
     """What a library depends on, as a short hash: a home may be shared by machines, and a compiler may be replaced."""
     threads = "" if openmp is None else f"{openmp} {openmp.stat().st_size} {openmp.stat().st_mtime_ns}"
-    parts = [SOURCE.read_text(), *FLAGS, *compiler, version, platform.machine(), _processor(), threads]
+    sources = [(SOURCES / file).read_text() for file in (f"{name}.c", SHARED)]
+    parts = [*sources, *FLAGS, *compiler, version, platform.machine(), _processor(), threads]
     return DIGEST("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -150,12 +153,12 @@ def _processor() -> str:
     return "\n".join(line for line in first.splitlines() if line.partition(":")[0].strip() in wanted)
 
 
-def _compile(compiler: Sequence[str], openmp: Path | None, path: Path) -> None:
+def _compile(name: str, compiler: Sequence[str], openmp: Path | None, path: Path) -> None:
     """Compile beside ``path``, seal with a digest, and rename. In two steps: ``-fopenmp`` would link the compiler's own runtime."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-", ignore_cleanup_errors=True) as work:
-        program, library = Path(work, "tree_attention.o"), Path(work, "tree_attention.so")
+        program, library = Path(work, f"{name}.o"), Path(work, f"{name}.so")
         threads, runtime = ([], []) if openmp is None else ([OPENMP], [str(openmp)])
-        _output([*compiler, *FLAGS, *threads, "-c", str(SOURCE), "-o", str(program)])
+        _output([*compiler, *FLAGS, *threads, "-c", str(SOURCES / f"{name}.c"), "-o", str(program)])
         _output([*compiler, "-shared", str(program), *runtime, "-lm", "-o", str(library)])
         content = library.read_bytes()
         library.write_bytes(content + DIGEST(content).digest())

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import struct
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from specplug_kernels.native.build import BuildError, build
+from specplug_kernels.native.opening import DTYPES, TRIAL_ERRORS, Known, UnusableError, numbers, opened
 from specplug_kernels.reference import tree_attention_reference
 
-SWITCH = "SPECPLUG_NATIVE"
-"""The environment variable that turns the library off with ``0``."""
 CALL = struct.Struct("@5P 8q 3q 3q 3q 3q 2q d")
 """``struct call`` of ``tree_attention.c``."""
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-TRIAL_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""What a trial may be off by, of outputs up to about one: the rounding of the outputs, twice over."""
 
 logger = logging.getLogger(__name__)
-
-
-class UnusableError(RuntimeError):
-    """Why a library that was built is not used, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +71,7 @@ class Library:
 
 def library() -> Library | str:
     """The library, built and loaded by the first call of the process; or why there is none."""
-    if _known.found is None:
-        with _known.lock:
-            if _known.found is None:
-                _known.found = _found()
-    return _known.found
+    return _known()
 
 
 def load(path: Path) -> Library:
@@ -96,41 +80,21 @@ def load(path: Path) -> Library:
     Raises:
         UnusableError: it does not load, is another version's, or computes something else than the definition.
     """
-    try:
-        functions = ctypes.CDLL(str(path))
-        attend = functions.specplug_tree_attention
-        size, float16 = functions.specplug_call_bytes(), functions.specplug_has_float16()
-        threads, vectors = functions.specplug_has_threads(), functions.specplug_has_vectors()
-    except (OSError, AttributeError) as error:
-        raise UnusableError(f"it does not load: {error}") from error
-    if size != CALL.size:
-        raise UnusableError(f"its arguments take {size} bytes, not {CALL.size}")
-    attend.argtypes = [ctypes.c_char_p]
-    served = [dtype for dtype in DTYPES if dtype != torch.float16 or float16]
-    loaded = Library(attend, frozenset(served), bool(threads), bool(vectors))
-    for dtype in served:
+    found = opened(path, "specplug_tree_attention", CALL.size)
+    loaded = Library(found.function, found.dtypes, found.threads, found.vectors)
+    for dtype in sorted(loaded.dtypes, key=DTYPES.__getitem__):
         _try(loaded, dtype)
     return loaded
-
-
-def _found() -> Library | str:
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH}=0 turns it off"
-    try:
-        return load(build())
-    except (BuildError, UnusableError) as error:
-        logger.info("compiled attention is not available, torch serves: %s", error)
-        return str(error)
 
 
 def _try(loaded: Library, dtype: torch.dtype) -> None:
     """Compare with the definition: three packed rows and padding, blocks that threads share, a hidden half, a blind query."""
     groups, nodes, columns, tail = 2, 3, 700, 40
     with torch.no_grad():
-        query = _numbers(2, 2 * groups, nodes, 24).to(dtype)
-        key, value = _numbers(2, 2, columns, 24).to(dtype), _numbers(2, 2, columns, 40).to(dtype)
+        query = numbers(2, 2 * groups, nodes, 24).to(dtype)
+        key, value = numbers(2, 2, columns, 24).to(dtype), numbers(2, 2, columns, 40).to(dtype)
         for prefix in (columns - tail, 0):
-            hidden = _numbers(2, 1, nodes, columns - prefix) > 0
+            hidden = numbers(2, 1, nodes, columns - prefix) > 0
             hidden[0, 0, 1] = True
             bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
             given = query, key, value
@@ -141,12 +105,6 @@ def _try(loaded: Library, dtype: torch.dtype) -> None:
                 raise UnusableError(f"in {dtype} it is off by {worst:.2g} from the definition")
 
 
-def _numbers(*shape: int) -> Tensor:
-    """The same numbers between -2 and 2 every time, without touching torch's generators."""
-    count = torch.Size(shape).numel()
-    return torch.arange(count, dtype=torch.float64).mul_(12.9898).sin_().mul_(2.0).float().view(shape)
-
-
 def _bias_strides(bias: Tensor | None) -> tuple[int, int, int]:
     """Of batch, node and column; a bias of one row serves the whole batch."""
     if bias is None:
@@ -155,12 +113,8 @@ def _bias_strides(bias: Tensor | None) -> tuple[int, int, int]:
     return (batch if bias.shape[0] > 1 else 0), node, column
 
 
-class _Known:
-    """What this process found."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.found: Library | str | None = None
+def _nothing_known() -> Known[Library]:
+    return Known("tree_attention", load, logger)
 
 
-_known = _Known()
+_known = _nothing_known()

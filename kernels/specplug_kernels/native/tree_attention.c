@@ -5,9 +5,7 @@
    after column, [column][row]: a vector of eight holds 8 / R columns, and running maximum and sum are vectors in which a
    row stands in every R-th lane.
 
-   Threads share all blocks of all KV heads evenly. A KV head that several threads had a part of is merged at the end.
-
-   Portable to any GCC or Clang with vector extensions; eight floats are one AVX register. Little endian only. */
+   Threads share all blocks of all KV heads evenly. A KV head that several threads had a part of is merged at the end. */
 
 #include <math.h>
 #include <stdint.h>
@@ -16,34 +14,8 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "bfloat16 pairs are taken apart as little endian words"
-#endif
 
-#define INLINE static inline __attribute__((always_inline))
-#define LANES 8
-#define LINE 64 /* bytes of a cache line */
-
-typedef float lanes __attribute__((vector_size(32)));
-typedef int32_t lanes_int __attribute__((vector_size(32)));
-typedef uint32_t lanes_bits __attribute__((vector_size(32)));
-typedef uint16_t halves __attribute__((vector_size(16)));
-/* The same in memory: of any alignment, and whatever type the bytes were written as. */
-typedef float lanes_at __attribute__((vector_size(32), aligned(4), may_alias));
-typedef uint32_t lanes_bits_at __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint16_t halves_at __attribute__((vector_size(16), aligned(2), may_alias));
-typedef float quarter_at __attribute__((vector_size(16), aligned(4), may_alias));
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lanes_int){__VA_ARGS__})
-#endif
-
-enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
+#include "lanes.h"
 
 /* What Python gives, in this order (`library.py`); strides count elements. */
 struct call {
@@ -75,103 +47,8 @@ struct scratch {
     struct state first, later;
 };
 
-INLINE int64_t element_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
-INLINE lanes choose(lanes_int where, lanes yes, lanes no) {
-    return (lanes)((where & (lanes_int)yes) | (~where & (lanes_int)no));
-}
-INLINE lanes larger_lanes(lanes a, lanes b) {
-#ifdef __AVX__
-    return (lanes)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-    return choose(a > b, a, b);
-#endif
-}
-
-/* Load once: a compiler that thinks loads free fetches an operand again for every product, and loads are what limits them. */
-#ifdef __AVX__
-#define IN_REGISTER(x) __asm__("" : "+x"(x))
-#else
-#define IN_REGISTER(x)
-#endif
-
 /* Rows of the next tile: seven and three are padded; five and six go as four and the rest. */
 INLINE int64_t tile_rows(int64_t left) { return left >= 7 ? 8 : left >= 3 ? 4 : left; }
-
-/* ---- Numbers of all types to float and back. ----
-
-   Sixteen elements become two vectors. Of bfloat16 they are the even and the odd ones: a word is a pair of elements, and
-   each a shift or a mask away from its float. Queries are packed and results written in the same order. */
-
-INLINE lanes load8(const char *at, int dtype) {
-    if (dtype == FLOAT32) return *(const lanes_at *)at;
-    halves half = *(const halves_at *)at;
-    if (dtype == BFLOAT16) return (lanes)(__builtin_convertvector(half, lanes_bits) << 16);
-#ifdef __F16C__
-    return (lanes)_mm256_cvtph_ps((__m128i)half);
-#else
-    return all(NAN); /* never asked for: see specplug_has_float16 */
-#endif
-}
-
-INLINE void load16(const char *at, int dtype, lanes *first, lanes *second) {
-    if (dtype == BFLOAT16) {
-        lanes_bits pairs = *(const lanes_bits_at *)at;
-        *first = (lanes)(pairs << 16), *second = (lanes)(pairs & 0xffff0000u);
-    } else {
-        *first = load8(at, dtype), *second = load8(at + LANES * element_bytes(dtype), dtype);
-    }
-}
-
-/* The upper halves hold the nearest bfloat16, ties to even. */
-INLINE lanes_bits rounded(lanes x) {
-    lanes_bits bits = (lanes_bits)x;
-    lanes_bits nearest = bits + 0x7fff + ((bits >> 16) & 1);
-    return (lanes_bits)choose(x != x, (lanes)(bits | 0x400000), (lanes)nearest);
-}
-
-INLINE void store8(char *at, int dtype, lanes x) {
-    if (dtype == FLOAT32) {
-        *(lanes_at *)at = x;
-    } else if (dtype == BFLOAT16) {
-        *(halves_at *)at = __builtin_convertvector(rounded(x) >> 16, halves);
-    } else {
-#ifdef __F16C__
-        *(halves_at *)at = (halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
-#endif
-    }
-}
-
-INLINE void store16(char *at, int dtype, lanes first, lanes second) {
-    if (dtype == BFLOAT16) {
-        *(lanes_bits_at *)at = (rounded(first) >> 16) | (rounded(second) & 0xffff0000u);
-    } else {
-        store8(at, dtype, first), store8(at + LANES * element_bytes(dtype), dtype, second);
-    }
-}
-
-INLINE float load_one(const char *at, int64_t dtype) {
-    if (dtype == FLOAT32) {
-        float x;
-        memcpy(&x, at, 4);
-        return x;
-    }
-    uint16_t half;
-    memcpy(&half, at, 2);
-    if (dtype == BFLOAT16) {
-        uint32_t bits = (uint32_t)half << 16;
-        float x;
-        memcpy(&x, &bits, 4);
-        return x;
-    }
-#ifdef __F16C__
-    return _cvtsh_ss(half);
-#else
-    return NAN;
-#endif
-}
 
 /* ---- Arithmetic on vectors. ---- */
 
@@ -189,21 +66,6 @@ INLINE lanes exponential(lanes x) {
     y = y * (rest * rest) + rest + all(1.0f);
     lanes scale = (lanes)(((lanes_bits)shifted << 23) + 0x3f800000u);
     return choose(x < all(-87.0f), all(0.0f), y * scale);
-}
-
-/* Lane i of the result is the sum of all lanes of x[i]. */
-INLINE lanes sums(const lanes x[LANES]) {
-    lanes pairs[4], fours[2];
-    for (int i = 0; i < 4; i++) {
-        lanes a = x[2 * i], b = x[2 * i + 1];
-        pairs[i] = SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 2; i++) {
-        lanes a = pairs[2 * i], b = pairs[2 * i + 1];
-        fours[i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-    return SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-           SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 /* Every row's maximum in all of its lanes, of which there are LANES / rows. */
@@ -572,30 +434,5 @@ int specplug_tree_attention(const struct call *call) {
     return 0;
 }
 
-/* What Python asks once: that both mean the same struct, and what this build can do. */
+/* What Python asks once: that both mean the same struct. */
 int specplug_call_bytes(void) { return sizeof(struct call); }
-
-int specplug_has_float16(void) {
-#ifdef __F16C__
-    return 1;
-#else
-    return 0;
-#endif
-}
-
-int specplug_has_threads(void) {
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}
-
-/* Vectors that this was measured with; elsewhere it is right, and torch may be faster. */
-int specplug_has_vectors(void) {
-#if defined(__AVX2__) && defined(__FMA__)
-    return 1;
-#else
-    return 0;
-#endif
-}

@@ -1,0 +1,170 @@
+"""Matrix products of a few rows, as a verify of a few nodes needs them: the public function, and the choice of a backend by shape.
+
+torch takes two to ten times as long for two to sixteen rows as for one: what it calls packs the weights first. The compiled kernel
+(``native/linear.c``) reads every weight once, as it lies, for all rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from specplug_kernels.native.linear_library import LinearLibrary, linear_library
+from specplug_kernels.native.opening import DTYPES
+from specplug_kernels.processor import multiplies
+
+LINEAR_KERNELS = ("auto", "native", "torch")
+"""What ``kernel=`` accepts here."""
+LEAST_ROWS = 2
+MOST_ROWS = {torch.float32: 64, torch.bfloat16: 256, torch.float16: 256}
+"""Rows for which the compiled kernel takes less time than torch's, medians of pairs over weights that come from the third level of the
+cache or from memory, on a shared AMD EPYC machine (AVX2), one thread. fp32, 256 x 256 to 2048 x 2048: 0.45 to 0.7 of torch's for 2
+rows, 0.3 to 0.65 for 4, 0.55 to 0.8 for 16, 0.6 to 0.9 for 32, 0.7 to 1.05 for 64, the same for 128; with two threads less still. bf16
+and fp16: 0.45 to 0.7 for 2, 0.2 to 0.3 from 16 on, and no more were tried. One row is torch's: its time is that of reading the weights."""
+LEAST_WEIGHTS = 4096
+"""Below, either takes the time of the call itself."""
+_PLAIN = (Parameter, Tensor)  # a subclass (a quantised weight, a distributed one) computes in its own way
+
+
+def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, kernel: str = "auto") -> Tensor:
+    """``x @ weight.T + bias`` for a few rows.
+
+    Args:
+        x: ``[..., K]``, any strides.
+        weight: ``[N, K]``, as ``nn.Linear`` keeps it.
+        bias: ``[N]``.
+        kernel: ``"auto"`` chooses by shape, see :func:`explain_linear`; ``"native"`` and ``"torch"`` do what they say.
+
+    Returns:
+        ``[..., N]`` in the dtype of ``x``. Sums are in fp32 and rounded once (``"torch"``: as torch does). No argument is modified.
+
+    Raises:
+        ValueError: an unknown kernel, or ``"native"`` where it cannot serve, and why.
+    """
+    if kernel not in LINEAR_KERNELS:
+        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(LINEAR_KERNELS)}")
+    if kernel == "native":
+        obstacle = why_not_linear(x, weight, bias) or why_no_linear_library(x.dtype)
+        if obstacle is not None:
+            raise ValueError(f"kernel 'native' does not serve: {obstacle}")
+        return _run(x, weight, bias, x.numel() // weight.shape[1], *weight.shape)
+    ours = None if kernel == "torch" or torch.is_autocast_enabled("cpu") else try_linear(x, weight, bias)
+    return functional.linear(x, weight, bias) if ours is None else ours
+
+
+def try_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The compiled product where it serves and is the faster one, else ``None``. Not to be called under autocast.
+
+    Asked in every layer of every forward. All that is known of ``weight`` is looked up here and now: it may have been
+    changed or replaced since the last call.
+    """
+    if why_not_linear(x, weight, bias) is not None:
+        return None
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs
+    if _better_torch(rows, outputs, inputs, x.dtype) is not None:
+        return None
+    return _run(x, weight, bias, rows, outputs, inputs)
+
+
+def explain_linear(rows: int, inputs: int, outputs: int, *, dtype: torch.dtype = torch.float32) -> str:
+    """Which backend ``"auto"`` picks on a CPU for ``rows`` rows, and why. Like the first call itself, it may compile.
+
+    For tensors as they usually are: contiguous, and no gradients.
+    """
+    obstacle = _why_not_dtype(dtype) or _better_torch(rows, outputs, inputs, dtype)
+    if obstacle is not None:
+        return f"torch: {obstacle}"
+    return f"native: {rows} rows of {inputs} by {outputs}: weights are read once, as they lie"
+
+
+def serves_weight(weight: Tensor) -> bool:
+    """Whether there are numbers of rows for which :func:`try_linear` may compute with ``weight``. May compile, like the first call."""
+    return _why_not_weight(weight) is None and _better_torch(LEAST_ROWS, *weight.shape, weight.dtype) is None
+
+
+def most_skinny_rows(dtype: torch.dtype) -> int:
+    """Rows up to which :func:`try_linear` may compute from ``dtype``; 0 if it never does."""
+    return MOST_ROWS.get(dtype, 0)
+
+
+def why_not_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why the compiled kernel does not serve these tensors; ``None`` if it does. Nothing is built for the answer."""
+    return _why_not_weight(weight) or _why_not_rows(x, weight) or _why_not_bias(bias, weight)
+
+
+def why_no_linear_library(dtype: torch.dtype) -> str | None:
+    """Why there is no library for ``dtype`` here; ``None`` if there is. Builds it when first asked."""
+    loaded = linear_library()
+    if isinstance(loaded, str):
+        return f"it is not available: {loaded}"
+    return None if dtype in loaded.dtypes else f"the processor does not convert {dtype}"
+
+
+def _why_not_dtype(dtype: torch.dtype) -> str | None:
+    return None if dtype in DTYPES else f"it computes in fp32 from fp32, bf16 and fp16, not from {dtype}"
+
+
+def _why_not_weight(weight: Tensor) -> str | None:
+    if weight.dtype not in DTYPES:
+        return _why_not_dtype(weight.dtype)
+    if type(weight) not in _PLAIN:
+        return f"the weight is no plain tensor but a {type(weight).__name__}"
+    if not weight.is_cpu or weight.layout is not torch.strided:
+        return f"it computes on a CPU from dense weights, not on {weight.device.type} from {weight.layout}"
+    if weight.ndim != 2 or not weight.is_contiguous() or not weight.numel():
+        return f"the weight, of shape {tuple(weight.shape)}, is no contiguous matrix"
+    return "gradients are wanted" if weight.requires_grad and torch.is_grad_enabled() else None
+
+
+def _why_not_rows(x: Tensor, weight: Tensor) -> str | None:
+    if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided:
+        return f"the rows are no plain dense tensor on a CPU but a {type(x).__name__} on {x.device}"
+    if x.dtype is not weight.dtype:
+        return f"the rows are in {x.dtype} and the weight is in {weight.dtype}"
+    if not x.ndim or x.shape[-1] != weight.shape[1]:
+        return f"rows of shape {tuple(x.shape)} do not fit a weight of shape {tuple(weight.shape)}"
+    return "gradients are wanted" if x.requires_grad and torch.is_grad_enabled() else None
+
+
+def _why_not_bias(bias: Tensor | None, weight: Tensor) -> str | None:
+    if bias is None:
+        return None
+    if type(bias) not in _PLAIN or not bias.is_cpu or bias.dtype is not weight.dtype or not bias.is_contiguous():
+        return f"the bias is no plain contiguous tensor in {weight.dtype} on a CPU"
+    if bias.shape != weight.shape[:1]:
+        return f"a bias of shape {tuple(bias.shape)} does not fit a weight of shape {tuple(weight.shape)}"
+    return "gradients are wanted" if bias.requires_grad and torch.is_grad_enabled() else None
+
+
+def _better_torch(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> str | None:
+    """Why torch is better than the compiled kernel; ``None`` if it is not."""
+    loaded = linear_library()
+    if isinstance(loaded, str) or dtype not in loaded.dtypes:
+        return why_no_linear_library(dtype)
+    return _why_slow(loaded, dtype) or _why_not_sizes(rows, outputs, inputs, dtype)
+
+
+def _why_not_sizes(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> str | None:
+    if not LEAST_ROWS <= rows <= MOST_ROWS[dtype]:
+        return f"{rows} rows, and {LEAST_ROWS} to {MOST_ROWS[dtype]} are faster compiled"
+    if inputs * outputs < LEAST_WEIGHTS:
+        return f"{inputs * outputs} weights, fewer than {LEAST_WEIGHTS}"
+    return None
+
+
+def _why_slow(loaded: LinearLibrary, dtype: torch.dtype) -> str | None:
+    if not loaded.vectors:
+        return "it is built without AVX2, with which it was measured"
+    if not loaded.threads and torch.get_num_threads() > 1:
+        return f"it is built without torch's OpenMP and would use one of {torch.get_num_threads()} threads"
+    if dtype is not torch.float32 and multiplies(dtype):
+        return f"the processor multiplies in {dtype}, and on such a one it was not measured"
+    return None
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int, outputs: int, inputs: int) -> Tensor:
+    loaded = linear_library()
+    assert isinstance(loaded, LinearLibrary), loaded
+    return loaded(x, weight, bias, rows, outputs, inputs)

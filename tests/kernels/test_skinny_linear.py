@@ -1,0 +1,330 @@
+"""Matrix products of a few rows: against fp64, at the edges of what is served, and where torch serves instead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from specplug_kernels import explain_linear, serves_weight, skinny_linear, try_linear
+from specplug_kernels.native import build as building
+from specplug_kernels.native import linear_library as loading
+from specplug_kernels.native.build import build, find_compiler
+from specplug_kernels.native.linear_library import linear_library, load
+from specplug_kernels.native.opening import UnusableError
+
+ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+"""Half a unit in the last place of an output, relative."""
+SHAPES = (
+    (1, 1, 1),
+    (2, 1, 7),
+    (3, 5, 8),
+    (4, 12, 16),
+    (5, 13, 33),
+    (6, 25, 24),
+    (7, 50, 15),
+    (13, 97, 61),
+    (17, 30, 250),
+)
+
+
+def skip_without_library(dtype: torch.dtype = torch.float32) -> None:
+    found = linear_library()
+    if isinstance(found, str):
+        pytest.skip(f"compiled products are not available: {found}")
+    if dtype not in found.dtypes:
+        pytest.skip(f"compiled products do not serve {dtype} here")
+
+
+def skip_unless_chosen() -> None:
+    skip_without_library()
+    if "AVX2" in explain_linear(4, 64, 64):
+        pytest.skip("chosen only where the processor has AVX2")
+
+
+def make(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype, bias: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return (
+        torch.randn(rows, inputs).to(dtype),
+        torch.randn(outputs, inputs).to(dtype),
+        torch.randn(outputs).to(dtype) if bias else None,
+    )
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The textbook bound of a sum of K products in fp32, in any order, and one rounding to the dtype."""
+    given = [tensor.clone() for tensor in (x, weight)]
+    ours = skinny_linear(x, weight, bias, kernel="native")
+    exact = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    magnitudes = nn.functional.linear(
+        x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs()
+    )
+    bound = (x.shape[-1] + 1) * 2**-24 * magnitudes + ROUNDING[x.dtype] * exact.abs() + 2**-25
+    assert ours.shape == exact.shape and ours.dtype == x.dtype and ours.is_contiguous()
+    assert bool(((ours.double() - exact).abs() <= bound).all())
+    assert torch.equal(x, given[0]) and torch.equal(weight, given[1])
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """A test may change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        yield
+
+
+# ---- What is computed. ----
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_are_right(rows: int, outputs: int, inputs: int, bias: bool, dtype: torch.dtype) -> None:
+    skip_without_library(dtype)
+    check(*make(rows, outputs, inputs, dtype, bias))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_random_shapes(dtype: torch.dtype) -> None:
+    skip_without_library(dtype)
+    for _ in range(150):
+        rows, outputs, inputs = (int(torch.randint(1, most, ())) for most in (70, 130, 200))
+        check(*make(rows, outputs, inputs, dtype, bool(torch.rand(()) < 0.5)))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_threads_share_the_outputs(count: int, dtype: torch.dtype, threads: None) -> None:
+    skip_without_library(dtype)
+    torch.set_num_threads(count)
+    for rows, outputs, inputs in ((2, 1000, 300), (9, 1, 70000), (5, 257, 512), (16, 11, 4096)):
+        check(*make(rows, outputs, inputs, dtype))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_rows_of_any_layout(dtype: torch.dtype) -> None:
+    skip_without_library(dtype)
+    _, weight, bias = make(1, 20, 40, dtype)
+    check(torch.randn(3, 4, 40).to(dtype), weight, bias)
+    check(torch.randn(3, 4, 40).to(dtype)[:, -2:], weight, bias)
+    check(torch.randn(40, 5).to(dtype).mT, weight, bias)
+    check(torch.randn(4, 80).to(dtype)[:, ::2], weight, bias)
+    check(torch.randn(1, 40).to(dtype).expand(6, 40), weight, bias)
+    check(torch.randn(40).to(dtype), weight, bias)
+    check(torch.empty(0, 40).to(dtype), weight, bias)
+    check(torch.randn(2 * 40 + 1).to(dtype)[1:].view(2, 40), weight, bias)  # of no alignment
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_every_output_is_written(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are poisoned before: what nobody writes to stays NaN."""
+    skip_without_library(dtype)
+    fresh = Tensor.new_empty
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *size: fresh(self, *size).fill_(float("nan")))
+    for rows, outputs, inputs in SHAPES:
+        ours = skinny_linear(*make(rows, outputs, inputs, dtype), kernel="native")
+        assert bool(ours.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_what_is_not_finite_stays_in_its_row(dtype: torch.dtype) -> None:
+    skip_without_library(dtype)
+    x, weight, _ = make(5, 14, 37, dtype, bias=False)
+    x[2, 36], x[3, 0] = float("nan"), float("inf")
+    ours = skinny_linear(x, weight, kernel="native")
+    assert bool(ours[2].isnan().all()) and bool(ours[3].isinf().all()) and bool(ours[[0, 1, 4]].isfinite().all())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guards pages with Linux's mprotect")
+def test_nothing_behind_an_argument_is_touched() -> None:
+    """Arguments that end where a page ends, and the next page may be neither read nor written to."""
+    skip_without_library()
+    program = """
+import ctypes, mmap, torch
+from specplug_kernels.native.linear_library import CALL, DTYPES, linear_library
+
+libc, page, kept = ctypes.CDLL(None), mmap.PAGESIZE, []
+
+def guarded(values):
+    bytes_ = values.numel() * values.element_size()
+    size = (bytes_ + page - 1) // page * page
+    memory = mmap.mmap(-1, size + page)
+    kept.append(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(address + size), page, 0) == 0
+    ctypes.memmove(address + size - bytes_, values.data_ptr(), bytes_)
+    return address + size - bytes_
+
+for dtype in linear_library().dtypes:
+    for rows, outputs, inputs in ((1, 3, 5), (2, 7, 9), (3, 5, 17), (5, 13, 31), (6, 4, 40), (11, 25, 1)):
+        x, weight, bias = (torch.randn(*s).to(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
+        out = torch.zeros(rows, outputs, dtype=dtype)
+        call = [guarded(tensor) for tensor in (x, weight, bias, out)]
+        assert linear_library().multiply(CALL.pack(*call, rows, outputs, inputs, DTYPES[dtype], 1)) == 0
+print("untouched")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "untouched\n", done.stderr
+
+
+# ---- Where torch serves. ----
+
+
+class Quantised(nn.Parameter):
+    """Stands for a weight that multiplies in its own way."""
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "float64": (lambda x, w, b: (x.double(), w.double(), b.double()), "not from torch.float64"),
+    "transposed": (lambda x, w, b: (x, w.mT.contiguous().mT, b), "no contiguous matrix"),
+    "another dtype": (lambda x, w, b: (x.bfloat16(), w, b), "rows are in torch.bfloat16"),
+    "another width": (lambda x, w, b: (x[:, :-1], w, b), "do not fit"),
+    "another bias": (lambda x, w, b: (x, w, b[:-1]), "bias of shape"),
+    "spread bias": (lambda x, w, b: (x, w, b.repeat_interleave(2)[::2]), "the bias is no plain contiguous"),
+    "subclass": (lambda x, w, b: (x, Quantised(w), b), "no plain tensor but a Quantised"),
+    "sparse": (lambda x, w, b: (x, w.to_sparse(), b), "not on cpu from torch.sparse_coo"),
+    "meta": (lambda x, w, b: (x, w.to("meta"), b), "not on meta"),
+    "vector": (lambda x, w, b: (x, w[0], None), "no contiguous matrix"),
+    "empty": (lambda x, w, b: (x[:, :0], w[:, :0], b), "no contiguous matrix"),
+}
+
+
+@pytest.mark.parametrize(("change", "because"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_served(change: Any, because: str) -> None:
+    given = change(*make(4, 80, 64, torch.float32))
+    with pytest.raises(ValueError, match=f"kernel 'native' does not serve: .*{because}"):
+        skinny_linear(*given, kernel="native")
+    assert try_linear(*given) is None
+
+
+def test_gradients_are_torchs() -> None:
+    x, weight, bias = make(4, 80, 64, torch.float32)
+    for index in range(3):
+        given = [x.clone(), weight.clone(), bias.clone()]
+        given[index].requires_grad_()
+        with torch.enable_grad():
+            assert try_linear(*given) is None
+            skinny_linear(*given).sum().backward()
+        assert given[index].grad is not None
+
+
+def test_autocast_is_torchs() -> None:
+    given = make(4, 80, 64, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert skinny_linear(*given).dtype == torch.bfloat16
+    assert skinny_linear(*given).dtype == torch.float32
+
+
+def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_chosen()
+    assert explain_linear(5, 256, 704) == "native: 5 rows of 256 by 704: weights are read once, as they lie"
+    for rows, inputs, outputs, dtype, because in (
+        (1, 256, 704, torch.float32, "1 rows, and 2 to 64"),
+        (65, 256, 704, torch.float32, "65 rows, and 2 to 64"),
+        (4, 16, 16, torch.float32, "256 weights, fewer than 4096"),
+        (4, 256, 704, torch.float64, "not from torch.float64"),
+    ):
+        assert explain_linear(rows, inputs, outputs, dtype=dtype).startswith("torch: ")
+        assert because in explain_linear(rows, inputs, outputs, dtype=dtype)
+        assert try_linear(*make(rows, outputs, inputs, dtype)) is None
+    module = sys.modules[skinny_linear.__module__]
+    monkeypatch.setattr(module, "multiplies", lambda dtype: True)
+    assert "multiplies in torch.bfloat16" in explain_linear(4, 256, 704, dtype=torch.bfloat16)
+    assert not serves_weight(torch.zeros(64, 64, dtype=torch.bfloat16)) and serves_weight(torch.zeros(64, 64))
+    monkeypatch.setattr(module, "multiplies", lambda dtype: False)
+    assert explain_linear(4, 256, 704, dtype=torch.bfloat16).startswith("native: ")
+
+
+def test_what_a_name_gets() -> None:
+    skip_unless_chosen()
+    x, weight, bias = make(4, 80, 64, torch.float32)
+    assert torch.equal(skinny_linear(x, weight, bias, kernel="torch"), nn.functional.linear(x, weight, bias))
+    ours = skinny_linear(x, weight, bias, kernel="native")
+    assert torch.equal(skinny_linear(x, weight, bias), ours)
+    assert not torch.equal(ours, nn.functional.linear(x, weight, bias))  # or nobody could tell which one served
+    with pytest.raises(ValueError, match="unknown kernel 'fast'; known: auto, native, torch"):
+        skinny_linear(x, weight, bias, kernel="fast")
+
+
+def test_without_torchs_threads_it_is_chosen_for_one_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None
+) -> None:
+    skip_unless_chosen()
+    _quick_build(monkeypatch, tmp_path)
+    monkeypatch.setattr(loading, "_known", loading._nothing_known())
+    monkeypatch.setattr(building, "torch_openmp", lambda: None)
+    torch.set_num_threads(2)
+    assert "would use one of 2 threads" in explain_linear(4, 256, 704)
+    check(*make(7, 900, 64, torch.float32))
+    torch.set_num_threads(1)
+    assert explain_linear(4, 256, 704).startswith("native: ")
+
+
+# ---- The library. ----
+
+
+def _quick_build(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(building, "FLAGS", tuple(flag.replace("-O3", "-O0") for flag in building.FLAGS))
+    monkeypatch.setenv("SPECPLUG_CACHE", str(folder / "cache"))
+
+
+@pytest.mark.parametrize("switch", ["off", "no compiler"])
+def test_without_a_library_torch_serves(switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_known", loading._nothing_known())
+    monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    if switch == "off":
+        monkeypatch.setenv("SPECPLUG_NATIVE", "0")
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    given = make(4, 80, 64, torch.float32)
+    assert torch.equal(skinny_linear(*given), nn.functional.linear(*given))
+    because = "SPECPLUG_NATIVE=0 turns it off" if switch == "off" else "no C compiler is found"
+    with pytest.raises(ValueError, match=because):
+        skinny_linear(*given, kernel="native")
+    assert because in explain_linear(4, 256, 704) and not serves_weight(given[1])
+    assert not (tmp_path / "cache").exists()
+
+
+FAULTS = {
+    "another struct": ("return sizeof(struct call);", "return 8;", "its arguments take 8 bytes"),
+    "no tail": ("memcpy(rest[o], weight[o] + k * size, (inputs - k) * size);", "", "off by"),
+    "a tail too long": ("(inputs - k) * size);", "(inputs - k - 1) * size);", "off by"),
+    "bias dropped": ("found[o * rows + r] + bias", "found[o * rows + r]", "off by"),
+    "bias of another output": ("call->bias + (output + o) * size", "call->bias + output * size", "off by"),
+    "last outputs": ("for (int64_t o = begin; o < end; o += BLOCK)", "for (int64_t o = begin; o + 1 < end; o += BLOCK)", "off by"),
+    "another row": ("case 5: tiles(call, x, stride, row, o, count, 5,", "case 5: tiles(call, x, stride, 0, o, count, 5,", "off by"),
+    "halves swapped": ("return second ? (lanes)(pairs & 0xffff0000u) : (lanes)(pairs << 16);", "return second ? (lanes)(pairs << 16) : (lanes)(pairs & 0xffff0000u);", "bfloat16 it is off by"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "because"), FAULTS.values(), ids=FAULTS)
+def test_a_library_that_is_wrong_is_not_used(
+    old: str, new: str, because: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is loaded is tried first: of these faults none gets by."""
+    skip_without_library()
+    assert find_compiler()
+    _quick_build(monkeypatch, tmp_path)
+    for source in building.SOURCES.glob("*.[ch]"):
+        (tmp_path / source.name).write_text(source.read_text())
+    text = (tmp_path / "linear.c").read_text()
+    assert text.count(old) == 1
+    (tmp_path / "linear.c").write_text(text.replace(old, new))
+    monkeypatch.setattr(building, "SOURCES", tmp_path)
+    with pytest.raises(UnusableError, match=because):
+        load(build("linear"))
