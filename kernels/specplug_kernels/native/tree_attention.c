@@ -92,40 +92,54 @@ INLINE void multiply(lanes dots[LANES], lanes keys[LANES], const float *query, i
     }
 }
 
-/* Columns of a stream from memory, NULL at its end. */
+/* Lines that will be read next, in the order in which they will be: the next one, how many of its column are left with it, and
+   what lies between two columns. None if `at` is NULL. */
 struct ahead {
     const char *at;
-    int64_t stride; /* bytes from column to column */
+    int64_t lines, left, skip; /* a column's lines; those left; bytes from behind a column's last line to the next column */
 };
 
-/* Ask for a part of a column, a line at a time, into the second level of the cache: the first is full of what is used now. Two
-   streams that take turns are too much for the processor's own foresight: without this, eight rows take twice the time. */
-INLINE void ask_for(struct ahead ahead, int64_t column, int64_t from, int64_t bytes) {
-    if (ahead.at)
-        for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(ahead.at + column * ahead.stride + from + i, 0, 2);
+INLINE struct ahead ahead_from(const char *first, int64_t bytes, int64_t stride) {
+    const int64_t lines = (bytes + LINE - 1) / LINE;
+    return (struct ahead){first, lines, lines, stride - lines * LINE};
 }
 
-/* scores[column][rows] = queries . keys. Eight dot products at a time, of up to four rows, so that they stay in registers. A last
-   group that is not whole repeats the last column. */
+/* Ask for the next lines, into the second level of the cache: the first is full of what is used now. Two streams that take turns
+   are too much for the processor's own foresight. A few lines at a time and in order: a burst, or one line of every column, has
+   the memory wait for the arithmetic and then the arithmetic for the memory, and eight rows take the sum of both times. Lines
+   behind the last one are asked for in vain, and do no harm. */
+INLINE void ask_for(struct ahead *ahead, int64_t lines) {
+    if (!ahead->at) return;
+    for (int64_t i = 0; i < lines; i++) {
+        __builtin_prefetch(ahead->at, 0, 2);
+        ahead->at += LINE;
+        if (--ahead->left == 0) ahead->at += ahead->skip, ahead->left = ahead->lines;
+    }
+}
+
+/* scores[column][rows] = queries . keys. Eight dot products at a time, of up to four rows, so that they stay in registers (twelve
+   would leave none free, and one sum in memory costs more than they gain). A last group that is not whole repeats the last column.
+   For every line that is read, one ahead is asked for. */
 INLINE void score(const float *queries, int64_t dim, const char *keys, int64_t stride, int64_t count, float *scores,
-                  struct ahead ahead, int rows, int dtype) {
-    const int part = rows < 4 ? rows : 4, together = LANES / part;
+                  struct ahead *ahead, int rows, int dtype) {
+    const int part = rows < 4 ? rows : 4, together = LANES / part, lines = together * part / rows;
     for (int64_t column = 0; column < count; column += together) {
         const char *key[LANES];
         for (int c = 0; c < together; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
-        for (int c = 0; c < together; c++) ask_for(ahead, column + c, 0, dim * element_bytes(dtype));
         for (int first = 0; first < rows; first += part) {
             const float *query = queries + first * dim;
             lanes dots[LANES] = {0};
             int64_t d = 0;
             for (; d + 16 <= dim; d += 16) {
                 lanes even[LANES], odd[LANES];
+                if (d * element_bytes(dtype) % LINE == 0) ask_for(ahead, lines);
                 for (int c = 0; c < together; c++) load16(key[c] + d * element_bytes(dtype), dtype, &even[c], &odd[c]);
                 multiply(dots, even, query + d, dim, part, together);
                 multiply(dots, odd, query + d + LANES, dim, part, together);
             }
             if (d < dim) {
                 lanes rest[LANES];
+                if (d * element_bytes(dtype) % LINE == 0) ask_for(ahead, lines);
                 for (int c = 0; c < together; c++) rest[c] = load8(key[c] + d * element_bytes(dtype), dtype);
                 multiply(dots, rest, query + d, dim, part, together);
             }
@@ -141,37 +155,48 @@ INLINE void score(const float *queries, int64_t dim, const char *keys, int64_t s
     }
 }
 
-/* values[rows][Dv] = values * decay + weights . cache, for `part` rows from `first` on and `wide` vectors from element `d` on. */
+/* sum[part][wide] += weights * a column's elements. */
+INLINE void add_column(lanes sum[LANES], const char *at, const float *weights, int part, int wide, int dtype) {
+    lanes found[LANES];
+    if (wide == 1)
+        found[0] = load8(at, dtype);
+    else
+        for (int e = 0; e < wide; e += 2)
+            load16(at + e * LANES * element_bytes(dtype), dtype, &found[e], &found[e + 1]);
+    if (part > 1)
+        for (int e = 0; e < wide; e++) IN_REGISTER(found[e]);
+    for (int r = 0; r < part; r++) {
+        lanes weight = all(weights[r]);
+        for (int e = 0; e < wide; e++) sum[r * wide + e] += weight * found[e];
+    }
+}
+
+/* values[rows][Dv] = values * decay + weights . cache, for `part` rows from `first` on and `wide` vectors from element `d` on. Four
+   columns a turn: with one, counting them takes as many instructions as the processor has room for beside the products. */
 INLINE void gather(float *values, int64_t dim, int64_t d, const float *weights, const float *decay, const char *cache,
-                   int64_t stride, int64_t count, struct ahead ahead, int rows, int first, int part, int wide,
+                   int64_t stride, int64_t count, struct ahead *ahead, int rows, int first, int part, int wide,
                    int dtype) {
+    enum { TURN = 4 };
+    const int64_t lines = TURN * wide * LANES * element_bytes(dtype) * part / rows / LINE;
+    const char *at = cache + d * element_bytes(dtype);
     lanes sum[LANES];
     for (int r = 0; r < part; r++)
         for (int e = 0; e < wide; e++)
             sum[r * wide + e] = *(const lanes_at *)(values + (first + r) * dim + d + e * LANES) * all(decay[first + r]);
-    const char *at = cache + d * element_bytes(dtype);
-    for (int64_t column = 0; column < count; column++, at += stride) {
-        lanes found[LANES];
-        if (first == 0) ask_for(ahead, column, d * element_bytes(dtype), wide * LANES * element_bytes(dtype));
-        if (wide == 1)
-            found[0] = load8(at, dtype);
-        else
-            for (int e = 0; e < wide; e += 2)
-                load16(at + e * LANES * element_bytes(dtype), dtype, &found[e], &found[e + 1]);
-        if (part > 1)
-            for (int e = 0; e < wide; e++) IN_REGISTER(found[e]);
-        for (int r = 0; r < part; r++) {
-            lanes weight = all(weights[column * rows + first + r]);
-            for (int e = 0; e < wide; e++) sum[r * wide + e] += weight * found[e];
-        }
+    weights += first;
+    int64_t column = 0;
+    for (; column + TURN <= count; column += TURN) {
+        ask_for(ahead, lines);
+        for (int c = 0; c < TURN; c++, at += stride, weights += rows) add_column(sum, at, weights, part, wide, dtype);
     }
+    for (; column < count; column++, at += stride, weights += rows) add_column(sum, at, weights, part, wide, dtype);
     for (int r = 0; r < part; r++)
         for (int e = 0; e < wide; e++) *(lanes_at *)(values + (first + r) * dim + d + e * LANES) = sum[r * wide + e];
 }
 
 /* The same for all elements and rows: eight vectors of sums at a time. */
 INLINE void gather_all(float *values, int64_t dim, const float *weights, const float *decay, const char *cache,
-                       int64_t stride, int64_t count, struct ahead ahead, int rows, int dtype) {
+                       int64_t stride, int64_t count, struct ahead *ahead, int rows, int dtype) {
     const int part = rows < 4 ? rows : 4, wide = LANES / part;
     int64_t d = 0;
     for (; d + wide * LANES <= dim; d += wide * LANES)
@@ -226,21 +251,24 @@ INLINE void weigh(float *scores, int64_t count, float *max, float *sum, float *d
     *(lanes_at *)max = top, *(lanes_at *)sum = total, *(lanes_at *)decay = shrink;
 }
 
-/* A tile and the columns [from, from + count), whose keys and values these are. The first tile asks for the block after this one. */
+/* A tile and the columns [from, from + count), whose keys and values these are. The first tile asks for what is read
+   next: these values while it reads the keys, and the next keys while it reads the values. */
 INLINE void attend_tile(const struct call *call, const struct scratch *scratch, struct state state, int64_t batch,
                         int64_t tile, int64_t row, const char *keys, const char *values, int64_t from, int64_t count,
                         int rows, int dtype) {
     const int64_t key_stride = call->key_strides[2] * element_bytes(dtype),
                   value_stride = call->value_strides[2] * element_bytes(dtype);
-    const int more = tile == 0 && from + 2 * count <= call->columns;
-    const struct ahead next_keys = {more ? keys + count * key_stride : NULL, key_stride};
-    const struct ahead next_values = {more ? values + count * value_stride : NULL, value_stride};
+    const int more = from + count < call->columns;
+    struct ahead next_values =
+        ahead_from(tile == 0 ? values : NULL, call->value_dim * element_bytes(dtype), value_stride);
+    struct ahead next_keys = ahead_from(tile == 0 && more ? keys + count * key_stride : NULL,
+                                        call->dim * element_bytes(dtype), key_stride);
     float *scores = scratch->scores, decay[LANES];
-    score(scratch->queries + row * call->dim, call->dim, keys, key_stride, count, scores, next_keys, rows, dtype);
+    score(scratch->queries + row * call->dim, call->dim, keys, key_stride, count, scores, &next_values, rows, dtype);
     if (call->bias) add_bias(call, batch, row, from, count, scores, rows);
     weigh(scores, count, state.max + tile * LANES, state.sum + tile * LANES, decay, rows);
     gather_all(state.values + row * call->value_dim, call->value_dim, scores, decay, values, value_stride, count,
-               next_values, rows, dtype);
+               &next_keys, rows, dtype);
 }
 
 /* ---- A part of a KV head. ---- */
@@ -401,8 +429,9 @@ static void merge_last(const struct call *call, const struct shape *shape, float
 }
 
 static struct shape shape_of(const struct call *call) {
-    /* A page of keys: what is asked for a block ahead lies in the next one, which measured best; two pages take a third longer. */
-    const int64_t block_bytes = 4096, least_columns = 16;
+    /* Of keys, and as many of values: both stay in the first level of the cache while the tiles take turns. What is asked for lies
+       as far ahead; half and twice as much measured alike. */
+    const int64_t block_bytes = 8192, least_columns = 16;
     struct shape shape = {.rows = call->groups * call->nodes, .pairs = call->batch * call->kv_heads};
     for (int64_t row = 0; row < shape.rows; row += tile_rows(shape.rows - row))
         shape.tiles++, shape.padded_rows = row + tile_rows(shape.rows - row);
