@@ -14,13 +14,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "policies",
         help="compare KV policies at one budget: acceptance over context, over a long generation, of a needle",
         description="The target drafts for itself over each policy's view of its cache, on the same texts. Reported is the share "
-        "of rounds whose first draft token was accepted: by context; by tokens generated behind one prompt, where a choice made "
-        "once grows old; and for a needle, a passage of another text early in the prompt that is to be written again at its end.",
+        "of draft tokens that the target accepts where all before them was right: by context; by tokens generated behind one "
+        "prompt, where a choice made once grows old; and for a needle, a passage of another text out of every window that is to "
+        "be written again at the end: of its tokens those count where the target would say something else without it.",
     )
     add_model_options(parser)
     parser.add_argument("--budget", type=positive, default=128, metavar="N", help="KV entries a draft reads (128)")
     parser.add_argument("--context", type=integers, default=[512, 1024, 2048, 4096], metavar="N,N", help="prompts")
-    parser.add_argument("--prompts", type=positive, default=2, metavar="N", help="texts of each length (2)")
+    parser.add_argument("--prompts", type=positive, default=12, metavar="N", help="texts of each length (12: all)")
+    parser.add_argument("--batch", type=positive, default=12, metavar="N", help="texts that are read together (12)")
     parser.add_argument("--new-tokens", type=positive, default=64, metavar="N", help="generated behind each (64)")
     parser.add_argument(
         "--long-context", type=positive, default=2048, metavar="N", help="of the long generation (2048)"

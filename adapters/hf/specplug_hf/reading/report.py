@@ -1,60 +1,68 @@
-"""The survey of policies as tables and as a picture."""
+"""The survey of policies as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from specplug import OptionError
-from specplug.commands.plot import need_matplotlib, short
+from specplug.commands.plot import short
 from specplug_hf.commands.table import table
-from specplug_hf.reading.survey import Found, Share
+from specplug_hf.reading.found import BASE, Found
+from specplug_hf.reading.share import Difference, Share
+from specplug_hf.reading.survey import Plan
 
-Shares = Mapping[str, Mapping[int, Share]]
+TITLES = {
+    "context": "acceptance of a draft token by context",
+    "generated": "by tokens generated (bins of {bin_tokens}) behind {long_context}",
+    "whole": "over all that was generated there",
+    "needle": "of tokens that a needle changes, by context",
+    "recalled": "of a needle's tokens that the target says right only with the needle, by context",
+}
 
 
-def tables(found: Found, bin_tokens: int) -> str:
-    """Three tables: by context, by tokens generated, of needles; and who was left out."""
-    parts = [
-        ("acceptance of the first draft token by context", found.context, "{}"),
-        (f"by tokens generated (bins of {bin_tokens})", found.generated, "from {}"),
-        ("of a needle's tokens, a passage of another text, by context", found.needle, "{}"),
+def tables(found: Found, plan: Plan) -> str:
+    """By context, by tokens generated, of needles: shares, then differences; and who was left out."""
+    lines = [
+        f"{plan.prompts} texts; in brackets the 95 % interval, by how texts differ (a row of few texts has none)",
+        "",
     ]
-    lines = []
-    for title, shares, heading in parts:
-        columns = sorted({at for by in shares.values() for at in by})
-        rows = [[name, *(_cell(by.get(at)) for at in columns)] for name, by in shares.items()]
-        header = ["policy", *(heading.format(short(at)) for at in columns)]
-        lines += [title, table(header, rows, right=range(1, len(header))), ""]
+    for part, shares in found.parts.items():
+        title = TITLES[part].format(bin_tokens=plan.bin_tokens, long_context=short(plan.long_context))
+        heading = "from {}" if part == "generated" else "{}"
+        lines += [_table(title, "policy", shares, heading, _share), ""]
+        gaps = found.differences(shares)
+        if gaps:
+            lines += [_table("differences, on the same texts", "policies", gaps, heading, _difference), ""]
+    if found.target:
+        lines += [_table("what the target makes of needles", "tokens", found.target, "{}", _share), ""]
     lines += [f"{name} was left out: {why}" for name, why in found.left_out.items()]
     return "\n".join(lines)
 
 
-def _cell(share: Share | None) -> str:
-    return "" if share is None or not share.rounds else f"{share.value:.2f} ({share.rounds})"
+def _table(
+    title: str, first: str, rows: Mapping[str, Mapping[int, Any]], heading: str, cell: Callable[[Any], str]
+) -> str:
+    columns = sorted({at for by in rows.values() for at in by})
+    header = [first, *(heading.format(short(at)) for at in columns)]
+    lines = [[name, *(cell(by.get(at)) for at in columns)] for name, by in rows.items()]
+    trials = _trials(rows.get(BASE, {}), columns)
+    return f"{title}\n{table(header, lines + trials, right=range(1, len(header)))}"
 
 
-def draw(found: Found, title: str, path: Path) -> None:
-    """Acceptance over context, over what was generated, and of needles, one line a policy."""
-    figure = need_matplotlib().Figure(figsize=(12, 4), dpi=90, layout="constrained")
-    figure.suptitle(title)
-    panels: list[tuple[str, Shares, bool]] = [
-        ("context (tokens)", found.context, True),
-        ("tokens generated", found.generated, False),
-        ("context, needle's tokens", found.needle, True),
-    ]
-    for place, (label, shares, doubling) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 3, place)
-        for name, by in shares.items():
-            at = sorted(by)
-            axes.plot(at, [by[x].value for x in at], marker="o", markersize=3, label=name)
-        if doubling:
-            axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: short(int(value)))
-        axes.set(xlabel=label, ylabel="acceptance of the first draft token" if place == 1 else "")
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"Cannot write the picture {path}: {error}") from error
+def _trials(shares: Mapping[int, Any], columns: list[int]) -> list[list[str]]:
+    """A last row: how many trials stand behind a share, the same for all policies."""
+    counts = [share.trials if isinstance(share := shares.get(at), Share) else None for at in columns]
+    return [] if None in counts or not counts else [["(trials)", *map(str, counts)]]
+
+
+def _share(share: Share | None) -> str:
+    if share is None or not share.trials:
+        return ""
+    interval = share.interval
+    return f"{share.value:.2f}" + (f" [{interval[0]:.2f} {interval[1]:.2f}]" if interval else "")
+
+
+def _difference(gap: Difference | None) -> str:
+    if gap is None:
+        return ""
+    return f"{gap.mean:+.2f}" + (f" [{gap.interval[0]:+.2f} {gap.interval[1]:+.2f}]" if gap.interval else "")
