@@ -20,7 +20,7 @@ from specplug.errors import OptionError
 from specplug.host import DraftRunner
 from specplug.mlp import CPUHeads, Heads, HeadsConfig, HeadsRunner, placed, read_config, read_heads
 from specplug.needs import Need
-from specplug.tree import TreeBatch, TreeShape
+from specplug.tree import TreeBatch, TreeShape, beginning
 from specplug.trees import DEFAULT_ACCEPTANCE, Chain, non_rising
 from specplug.trees.sequoia import grow
 
@@ -67,10 +67,12 @@ class MLPSpeculator(Drafter):
         return f"{type(self).__name__}[{name}{self.config.n_predict}x{self.config.width}{stop}]"
 
     def shapes(self) -> tuple[TreeShape, ...]:
-        """The checkpoint's own tree, then chains."""
+        """The checkpoint's own tree, its best nodes alone where a verify's cost grows with its nodes, and chains."""
         heads = self.config.n_predict
-        chains = (Chain(length).build() for length in dict.fromkeys((heads, max(1, heads // 2))))
-        return tuple(dict.fromkeys([candidate_tree(self.config), *chains]))
+        own = candidate_tree(self.config)
+        small = (beginning(own, size) for size in (2 * heads, heads + 1, heads) if size < own.size)
+        chains = (Chain(length).build() for length in (heads, max(1, heads // 2)))
+        return tuple(dict.fromkeys([own, *small, *chains]))
 
     def fitted(self, shape: TreeShape) -> TreeShape:
         return shape.cut(self.config.n_predict)

@@ -18,7 +18,7 @@ from specplug.errors import OptionError, UnsupportedError
 from specplug.mlp import CPUHeads, Heads, HeadsConfig, HeadsRunner, cpu, read_config, read_heads, save_heads
 from specplug.needs import Need
 from specplug.round import run_round
-from specplug.tree import TreeShape
+from specplug.tree import TreeShape, beginning
 from specplug.trees import Chain, Dynamic, KAry, Sequoia
 
 from .test_tree import parent_lists
@@ -338,6 +338,7 @@ def test_a_tree_is_cut_to_the_heads_and_its_own_follows_the_configuration():
     own = candidate_tree(CONFIG)
     assert own.size == 9 and own.depth == 3
     assert drafter.shapes()[0] == own and Chain(3).build() in drafter.shapes()
+    assert [shape.size for shape in drafter.shapes()] == [9, 6, 4, 3, 1] and drafter.shapes()[2] == beginning(own, 4)
     counts = [own.parents.count(node) for node in range(own.num_nodes)]
     for (start, stop), most in zip(own.levels[:-1], CONFIG.widths, strict=True):
         assert max(counts[start:stop]) <= most
