@@ -105,6 +105,19 @@ class TreeShape:
         return TreeShape(self.parents[:stop], tuple(ranks[p] for p in kept))
 
 
+@lru_cache(maxsize=512)
+def beginning(shape: TreeShape, size: int) -> TreeShape:
+    """The tree of `size` draft tokens that `shape` begins with, by its priority."""
+    if size >= shape.size:
+        return shape
+    kept = [node for node, rank in enumerate(shape.priority) if rank <= size]
+    places = {node: place for place, node in enumerate(kept)}
+    return TreeShape(
+        tuple(-1 if node == 0 else places[shape.parents[node]] for node in kept),
+        tuple(shape.priority[node] for node in kept),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ShapeTensors:
     """Tensors derived from a shape, on one device. N nodes, C most children of a node, I inner nodes."""
@@ -223,17 +236,31 @@ def fill_shape(shape: TreeShape, tokens: Tensor, laws: Tensor | None = None, val
     """Trees of one `shape` with `tokens` [B, N]; `laws` [B, I, V] by inner node if the children were drawn from them."""
     if tokens.shape[1] != shape.num_nodes:
         raise ProposalError(f"A tree of {shape.num_nodes} nodes needs as many tokens a row, got {tokens.shape[1]}.")
-    t = shape_tensors(shape, tokens.device)
+    t = _shared(shape, tokens.device)
     return TreeBatch(
         tokens=tokens,
-        parents=t.parents[None],
-        depths=t.depths[None],
-        ancestors=t.ancestors[None],
-        children=t.children[None],
+        parents=t.parents,
+        depths=t.depths,
+        ancestors=t.ancestors,
+        children=t.children,
         shape=shape,
         valid=valid,
         laws=laws,
-        law_index=None if laws is None else t.laws[None],
+        law_index=None if laws is None else t.laws,
+    )
+
+
+@lru_cache(maxsize=256)
+def _shared(shape: TreeShape, device: torch.device) -> ShapeTensors:
+    """`shape_tensors` as all rows of a batch share them: each with a leading 1."""
+    t = shape_tensors(shape, device)
+    return ShapeTensors(
+        parents=t.parents[None],
+        depths=t.depths[None],
+        ranks=t.ranks[None],
+        ancestors=t.ancestors[None],
+        children=t.children[None],
+        laws=t.laws[None],
     )
 
 

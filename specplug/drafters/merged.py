@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +23,7 @@ from specplug.kv_policies import KVPolicy
 from specplug.needs import Need
 from specplug.ragged import limited
 from specplug.random import uniforms
-from specplug.tree import TreeBatch, TreeShape, roots_only
+from specplug.tree import TreeBatch, TreeShape, beginning, roots_only
 
 if TYPE_CHECKING:
     from specplug.round import Round
@@ -178,16 +177,3 @@ def _with_draws_of(batch: Batch, place: int) -> Batch:
         return batch
     numbers = uniforms(batch.seeds, torch.zeros_like(batch.seeds), PARTS_STREAM, place)[:, -1]
     return replace(batch, seeds=(numbers * 2.0**52).long())
-
-
-@lru_cache(maxsize=512)
-def beginning(shape: TreeShape, size: int) -> TreeShape:
-    """The tree of `size` draft tokens that `shape` begins with, by its priority."""
-    if size >= shape.size:
-        return shape
-    kept = [node for node, rank in enumerate(shape.priority) if rank <= size]
-    places = {node: place for place, node in enumerate(kept)}
-    return TreeShape(
-        tuple(-1 if node == 0 else places[shape.parents[node]] for node in kept),
-        tuple(shape.priority[node] for node in kept),
-    )

@@ -18,9 +18,9 @@ from specplug.drafters.base import Drafter, DraftRequest
 from specplug.drafters.expand import check_stop, expand
 from specplug.errors import OptionError
 from specplug.host import DraftRunner
-from specplug.mlp import Heads, HeadsConfig, HeadsRunner, placed, read_config, read_heads
+from specplug.mlp import CPUHeads, Heads, HeadsConfig, HeadsRunner, placed, read_config, read_heads
 from specplug.needs import Need
-from specplug.tree import TreeBatch, TreeShape
+from specplug.tree import TreeBatch, TreeShape, beginning
 from specplug.trees import DEFAULT_ACCEPTANCE, Chain, non_rising
 from specplug.trees.sequoia import grow
 
@@ -37,7 +37,7 @@ class MLPSpeculator(Drafter):
     heads: Heads | None = None
     stop: float = 0.0
     config: HeadsConfig = field(init=False)
-    _loaded: dict[tuple[int, torch.device, torch.dtype], Heads] = field(
+    _loaded: dict[tuple[int, torch.device, torch.dtype], Heads | CPUHeads] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
@@ -67,10 +67,12 @@ class MLPSpeculator(Drafter):
         return f"{type(self).__name__}[{name}{self.config.n_predict}x{self.config.width}{stop}]"
 
     def shapes(self) -> tuple[TreeShape, ...]:
-        """The checkpoint's own tree, then chains."""
+        """The checkpoint's own tree, its best nodes alone where a verify's cost grows with its nodes, and chains."""
         heads = self.config.n_predict
-        chains = (Chain(length).build() for length in dict.fromkeys((heads, max(1, heads // 2))))
-        return tuple(dict.fromkeys([candidate_tree(self.config), *chains]))
+        own = candidate_tree(self.config)
+        small = (beginning(own, size) for size in (2 * heads, heads + 1, heads) if size < own.size)
+        chains = (Chain(length).build() for length in (heads, max(1, heads // 2)))
+        return tuple(dict.fromkeys([own, *small, *chains]))
 
     def fitted(self, shape: TreeShape) -> TreeShape:
         return shape.cut(self.config.n_predict)
@@ -81,17 +83,18 @@ class MLPSpeculator(Drafter):
     def draft(self, request: DraftRequest) -> TreeBatch:
         return expand(self.host, self._runner, request, self.stop)
 
-    def _heads_here(self) -> Heads:
+    def _heads_here(self) -> Heads | CPUHeads:
         """The heads on the host's device, in the target's dtype."""
         host, dtype = self.host, getattr(torch, self.host.identity[2])
         key = (host.vocab_size, host.device, dtype)
         with self._lock:
             if key not in self._loaded:
-                self._loaded[key] = (
+                heads = (
                     read_heads(self._folder, self.config, host.vocab_size, host.device, dtype)
                     if self.heads is None
                     else placed(self.heads, host.vocab_size, host.device, dtype)
                 )
+                self._loaded[key] = CPUHeads(heads) if host.device.type == "cpu" else heads
             return self._loaded[key]
 
 

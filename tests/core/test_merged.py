@@ -14,7 +14,7 @@ from specplug import Drafter, Need, Speculator
 from specplug.drafters import shares as shares_module
 from specplug.drafters import union as union_module
 from specplug.drafters.base import DraftRequest
-from specplug.drafters.merged import Merged, beginning
+from specplug.drafters.merged import Merged
 from specplug.drafters.model import ModelDraft
 from specplug.drafters.prompt_lookup import PromptLookup
 from specplug.drafters.self_draft import SelfDraft
@@ -26,7 +26,7 @@ from specplug.kv_policies import Full, Streaming
 from specplug.ragged import ragged_trees
 from specplug.random import row_seeds
 from specplug.round import run_round
-from specplug.tree import TreeShape, chain_shape, chain_trees, fill_shape, roots_only
+from specplug.tree import TreeShape, beginning, chain_shape, chain_trees, fill_shape, roots_only
 from specplug.trees import Chain, Sequoia
 from specplug_conformance.exact import orders
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
@@ -15,10 +15,10 @@ from specplug import Speculator
 from specplug.drafters import DraftRequest, expand
 from specplug.drafters.mlp_speculator import MLPSpeculator, candidate_tree
 from specplug.errors import OptionError, UnsupportedError
-from specplug.mlp import Heads, HeadsConfig, HeadsRunner, read_config, read_heads, save_heads
+from specplug.mlp import CPUHeads, Heads, HeadsConfig, HeadsRunner, cpu, read_config, read_heads, save_heads
 from specplug.needs import Need
 from specplug.round import run_round
-from specplug.tree import TreeShape
+from specplug.tree import TreeShape, beginning
 from specplug.trees import Chain, Dynamic, KAry, Sequoia
 
 from .test_tree import parent_lists
@@ -124,6 +124,42 @@ def test_the_heads_are_the_papers_formulas(config, tmp_path):
         for head in range(config.n_predict):
             got = along[head][row, place]
             torch.testing.assert_close(got, torch.tensor(wanted[head], dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["two layouts", "one layout"])
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_the_layout_for_a_cpu_gives_the_same_numbers(config, copied, monkeypatch):
+    if not copied:
+        monkeypatch.setattr(cpu, "COPIED_BYTES", 0)
+    heads = random_heads(config)
+    quick = CPUHeads(heads)
+    assert all((level.columns is not None) == copied for level in quick._levels)
+    generator = torch.Generator().manual_seed(1)
+    for rows in range(1, cpu.FEW_ROWS + 3):
+        hidden = torch.randn(rows, HIDDEN, generator=generator, dtype=torch.float64)
+        hidden[0] *= 1e-3  # where what keeps the norm from dividing by nothing counts
+        state, own = heads.start(hidden), quick.start(hidden)
+        for head in range(config.n_predict):
+            tokens = torch.randint(0, VOCAB, (rows,), generator=generator)
+            state, own = heads.step(state, tokens, head), quick.step(own, tokens, head)
+            torch.testing.assert_close(quick.logits(own, head), heads.logits(state, head), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_layout_for_a_cpu_takes_every_dtype_and_keeps_what_is_tied_once(dtype):
+    heads = random_heads(VARIANTS["tied"], dtype=torch.float64)
+    quick = CPUHeads(heads.to(dtype))
+    hidden = torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
+    tokens = torch.tensor([1, 4])
+    wanted = heads.logits(heads.step(heads.start(hidden), tokens, 0), 0)
+    got = quick.logits(quick.step(quick.start(hidden), tokens, 0), 0)
+    assert got.dtype == dtype
+    loose = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.02}[dtype]
+    torch.testing.assert_close(got, wanted, rtol=loose, atol=loose)
+    first, *others = quick._levels
+    assert all(level.columns is first.columns and level.emb.data_ptr() == first.emb.data_ptr() for level in others)
+    assert others[0].proj is others[1].proj and others[0].proj is not first.proj
+    assert first.emb.data_ptr() == heads.emb[0].weight.data_ptr()
 
 
 # --- files
@@ -284,9 +320,15 @@ def test_generations_share_weights_by_device_and_dtype(tmp_path):
 # --- the trees
 
 
-def chosen(host, heads, shape, **more):
+@pytest.fixture(params=[Heads, CPUHeads])
+def layout(request):
+    """The heads as modules, or laid out for a CPU."""
+    return (lambda heads: heads) if request.param is Heads else CPUHeads
+
+
+def chosen(host, heads, shape, layout, **more):
     batch = host.batch()
-    return batch, expand(host, HeadsRunner(heads), DraftRequest(batch, shape, **more))
+    return batch, expand(host, HeadsRunner(layout(heads)), DraftRequest(batch, shape, **more))
 
 
 def test_a_tree_is_cut_to_the_heads_and_its_own_follows_the_configuration():
@@ -296,22 +338,23 @@ def test_a_tree_is_cut_to_the_heads_and_its_own_follows_the_configuration():
     own = candidate_tree(CONFIG)
     assert own.size == 9 and own.depth == 3
     assert drafter.shapes()[0] == own and Chain(3).build() in drafter.shapes()
+    assert [shape.size for shape in drafter.shapes()] == [9, 6, 4, 3, 1] and drafter.shapes()[2] == beginning(own, 4)
     counts = [own.parents.count(node) for node in range(own.num_nodes)]
     for (start, stop), most in zip(own.levels[:-1], CONFIG.widths, strict=True):
         assert max(counts[start:stop]) <= most
     assert candidate_tree(replace(CONFIG, n_candidates=1, top_k_tokens_per_head=())) == Chain(3).build()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parent_lists(12))
-def test_every_node_continues_its_own_path(parents):
+def test_every_node_continues_its_own_path(layout, parents):
     """Children are the most probable tokens by the formulas, with the states of the path that leads there."""
     shape = TreeShape.from_parents(parents)
     counts = [shape.parents.count(node) for node in range(shape.num_nodes)]
     if shape.depth > 3 or max(counts) > VOCAB:
         return
     heads, host = random_heads(CONFIG), make()
-    batch, trees = chosen(host, heads, shape)
+    batch, trees = chosen(host, heads, shape, layout)
     for row, node in itertools.product(range(batch.num_rows), range(shape.num_nodes)):
         if not counts[node]:
             continue
@@ -328,9 +371,9 @@ def test_every_node_continues_its_own_path(parents):
 
 
 @pytest.mark.parametrize("size", [3, 6, 11])
-def test_grown_trees_know_every_nodes_probability(size):
+def test_grown_trees_know_every_nodes_probability(layout, size):
     heads, host = random_heads(CONFIG), make(rows=4)
-    batch, trees = chosen(host, heads, Dynamic(size, 3).build(), grown=True, explain=True)
+    batch, trees = chosen(host, heads, Dynamic(size, 3).build(), layout, grown=True, explain=True)
     for row, node in itertools.product(range(batch.num_rows), range(1, trees.num_nodes)):
         path = [node]
         while trees.parents[row, path[0]] > 0:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from generate_tools import VOCAB, Calls, prompt, same, tiny_tokenizer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from specplug import OptionError, Speculator
 from specplug.cli import main
 from specplug.drafters.mlp_speculator import MLPSpeculator
-from specplug.mlp import Heads, HeadsConfig
+from specplug.mlp import Heads, HeadsConfig, read_config
 from specplug_conformance.llama.tiny import tiny
 from specplug_hf.training import mlp_speculator
 from specplug_hf.training.checkpoint import claim
@@ -400,6 +401,23 @@ def test_the_command_trains_heads_that_the_target_takes(
     same(target.generate(**prompt(2, "left"), max_new_tokens=12, assistant=Speculator(drafter=drafter)), plain)
 
 
+def test_the_command_goes_on_from_given_heads_with_texts_as_greedy_as_asked(folder: Path, target: Any) -> None:
+    assert command(folder, "--tie-weights", "--weights", "float32") == 0
+    given = (folder / "out").rename(folder / "given")
+    more = ["--start", str(given), "--temperature", "0", "--texts", "96", "--json", str(folder / "found.json")]
+    assert command(folder, *more, "--weights", "float32", "--stage2-lr", "1e-30") == 0
+    stages = json.loads((folder / "found.json").read_text())["stages"]
+    assert [(stage["name"], stage["loss"] is None) for stage in stages] == [("start", True), ("stage 2", False)]
+    config = read_config(folder / "out")
+    assert config == read_config(given) and config.tie_weights and config.inner_dim == 16
+    assert stages[0]["acceptance"] == stages[1]["acceptance"]
+    for name, tensor in load_file(given / "model.safetensors").items():  # a rate of nothing: the heads that were given
+        torch.testing.assert_close(load_file(folder / "out" / "model.safetensors")[name], tensor)
+    texts = load_file(folder / "out" / "training" / "texts" / "continuations-1.safetensors")["ids"]
+    greedy = target.generate(texts[:, :8], max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert torch.equal(texts, greedy)
+
+
 def test_the_command_resumes_only_what_it_began(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(folder) == 0
     first = weights_of(folder / "out")
@@ -422,6 +440,7 @@ def test_the_command_resumes_only_what_it_began(folder: Path, capsys: pytest.Cap
         (["--new", "505"], "--prompt plus --new: 513 tokens"),
         (["--length", "4"], "--length: 4 tokens are too few for 3 heads"),
         (["--prompt", "100"], "held out"),
+        (["--start", "./nowhere"], "no folder nowhere"),
         (["--top-k", "2,2"], "needs one entry for each"),
         (["--json", "/nowhere/found.json"], "/nowhere"),
     ],

@@ -20,13 +20,15 @@ from specplug_hf.training.hardware import precision
 
 @dataclass(frozen=True, slots=True)
 class Continuations:
-    """How a model writes: rows at a time, prompt and new tokens of each, for some minutes or batches."""
+    """How a model writes: rows at a time, prompt and new tokens of each, for some minutes or batches. Every other batch is drawn
+    at `temperature`; 0: all are greedy."""
 
     rows: int = 48
     prompt: int = 160
     new: int = 160
     minutes: float = 0.0
     batches: int = 0
+    temperature: float = 1.0
 
 
 @torch.no_grad()
@@ -36,8 +38,9 @@ def extend(
     new: int,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """`ids` `[B, T]` and `new` tokens more, `[B, T + new]`: greedy, or drawn at temperature 1 with `generator`.
+    """`ids` `[B, T]` and `new` tokens more, `[B, T + new]`: greedy, or drawn at `temperature` with `generator`.
 
     Products are computed in `dtype`; None: the device's own (`precision`). The end token does not stop a row.
     """
@@ -51,7 +54,7 @@ def extend(
         if generator is None:
             step = logits.argmax(-1, keepdim=True)
         else:
-            step = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator).to(ids.device)
+            step = torch.multinomial((logits / temperature).softmax(-1).cpu(), 1, generator=generator).to(ids.device)
         out.append(step)
     return torch.cat(out, dim=1)
 
@@ -80,8 +83,9 @@ def write_continuations(
             begun, k = time.perf_counter(), state["batches"]
             chosen = starts[torch.arange(k * plan.rows, (k + 1) * plan.rows) % len(starts)]
             ids = torch.stack([data[s : s + plan.prompt] for s in chosen]).to(device)
-            generator = torch.Generator().manual_seed(seed * 1009 + k) if k % 2 else None
-            written = extend(model, ids, plan.new, generator, dtype)
+            drawn = k % 2 and plan.temperature > 0
+            generator = torch.Generator().manual_seed(seed * 1009 + k) if drawn else None
+            written = extend(model, ids, plan.new, generator, dtype, plan.temperature)
             save_file({"ids": written.cpu()}, folder / f"continuations-{k}.safetensors")
             state = {"batches": k + 1, "seconds": state["seconds"] + time.perf_counter() - begun}
             write_json(progress, state)

@@ -23,7 +23,8 @@ TESTED_PROMPTS, TESTED_TOKENS = 32, 96
 @dataclass(frozen=True, slots=True)
 class HeadsRecipe:
     """How heads are trained. Rates are AdamW's; a step of stage 1 has `batch` windows of `length` tokens, of stage 2 `batch` of the
-    target's `texts`, each a prompt of `prompt` tokens and `new` that the target wrote, on which alone the heads are trained.
+    target's `texts`, each a prompt of `prompt` tokens and `new` that the target wrote, on which alone the heads are trained. In
+    turn the texts are greedy and drawn at `temperature`; 0: all are greedy.
 
     `soft`, which is not the authors': the heads learn the target's whole law at each place, not the token that stands there.
     """
@@ -38,6 +39,7 @@ class HeadsRecipe:
     prompt: int = 64
     new: int = 256
     rows: int = 48  # texts written at once
+    temperature: float = 1.0
     soft: bool = False
     seed: int = 0
 
@@ -60,10 +62,11 @@ class HeadsRecipe:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What came of a stage: the last step's loss, nats a head and token, and acceptance by head on held-out prompts."""
+    """What came of a stage: the last step's loss, nats a head and token, and acceptance by head on held-out prompts. "start":
+    of the heads that were given, without a loss."""
 
     name: str
-    loss: float
+    loss: float | None
     acceptance: list[float]
 
 
@@ -74,16 +77,19 @@ def train_heads(
     corpus: Corpus,
     out: Path,
     dtype: torch.dtype,
+    start: Heads | None = None,
 ) -> list[StageResult]:
     """Train heads for `target`, write them to `out` in `dtype`, and return what came of each stage.
 
-    The state is in `out / "training"`; where there is one of the same arguments the training goes on from it.
+    `start`: float32 heads of `config` that stage 2 goes on from, in place; None: random ones, and stage 1 first. The state is
+    in `out / "training"`; where there is one of the same arguments the training goes on from it.
     """
     target.requires_grad_(False)
     state = out / STATE_FOLDER
-    heads = Heads(config)
-    heads.initialise(torch.Generator().manual_seed(recipe.seed))
-    heads.to(target.device)
+    heads = start or Heads(config)
+    if start is None:
+        heads.initialise(torch.Generator().manual_seed(recipe.seed))
+    heads.requires_grad_(True).to(target.device)
     tested = _held_out_prompts(corpus, recipe)
     results: list[StageResult] = []
 
@@ -95,8 +101,12 @@ def train_heads(
         shares = acceptance_by_head(heads, target, tested, TESTED_TOKENS)
         results.append(StageResult(name, loop.loss, shares))
 
-    run("stage 1", recipe.steps, recipe.rate, corpus.training, recipe.length, 0)
-    plan = Continuations(recipe.rows, recipe.prompt, recipe.new, batches=-(-recipe.texts // recipe.rows))
+    if start is None:
+        run("stage 1", recipe.steps, recipe.rate, corpus.training, recipe.length, 0)
+    else:
+        results.append(StageResult("start", None, acceptance_by_head(heads, target, tested, TESTED_TOKENS)))
+    batches = -(-recipe.texts // recipe.rows)
+    plan = Continuations(recipe.rows, recipe.prompt, recipe.new, batches=batches, temperature=recipe.temperature)
     texts = write_continuations(target, corpus.training, plan, state / "texts", recipe.seed)
     run("stage 2", recipe.stage2_steps, recipe.stage2_rate, texts, texts.shape[1], recipe.prompt - 1)
     save_heads(heads, out, dtype)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from specplug_hf.commands.options import integers, positive
-from specplug_hf.training.options import add_training_options, learning_rate
+from specplug_hf.training.options import add_training_options, learning_rate, temperature
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,6 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--top-k", type=integers, metavar="N,N,N", help="the tree's width by level (default: 5,4,3,2,2,...)"
     )
+    parser.add_argument(
+        "--start", type=Path, metavar="DIR", help="go on from these heads, whose sizes hold; stage 1 is left out"
+    )
     for name, default, what in (
         ("--steps", 1000, "of stage 1"),
         ("--stage2-steps", 1000, "of stage 2"),
@@ -37,6 +40,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("--new", 256, "tokens that the target adds to it"),
     ):
         parser.add_argument(name, type=positive, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        default=1.0,
+        metavar="T",
+        help="of the half of those texts that are drawn; 0: all are greedy (default: 1)",
+    )
     parser.add_argument("--lr", type=learning_rate, default=1e-3, metavar="R", help="of stage 1 (default: 0.001)")
     parser.add_argument("--stage2-lr", type=learning_rate, metavar="R", help="of stage 2 (default: half of --lr)")
     parser.add_argument(

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import PretrainedConfig
 
 from specplug.errors import OptionError
-from specplug.mlp import HeadsConfig
+from specplug.mlp import Heads, HeadsConfig, check_hidden, read_config, read_heads
 from specplug_hf.commands.models import DTYPES, load_as_saved
 from specplug_hf.commands.options import ModelOptions
 from specplug_hf.training.checkpoint import claim
@@ -33,7 +34,7 @@ class HeadsJob:
         keep_memory()
         if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
             raise OptionError(f"Cannot write {arguments.json}: there is no folder {arguments.json.absolute().parent}.")
-        names = ("steps", "stage2_steps", "batch", "length", "texts", "prompt", "new", "seed")
+        names = ("steps", "stage2_steps", "batch", "length", "texts", "prompt", "new", "temperature", "seed")
         self.recipe = HeadsRecipe(
             rate=arguments.lr,
             stage2_rate=arguments.stage2_lr or arguments.lr / 2,
@@ -46,29 +47,41 @@ class HeadsJob:
         a = self.arguments
         models = load_as_saved(ModelOptions(None if a.target == BUILTIN else a.target, None, a.dtype, a.device))
         text = models.target.config.get_text_config(decoder=True)
-        widths = tuple(a.top_k or (max(2, 5 - head) for head in range(a.heads)))
-        config = HeadsConfig(
-            vocab_size=text.vocab_size,
-            emb_dim=text.hidden_size,
-            inner_dim=a.inner_dim or 0,
-            n_predict=a.heads,
-            top_k_tokens_per_head=widths,
-            tie_weights=a.tie_weights,
-            scale_input=True,
-        )
+        start = None if a.start is None else self._given(text)
+        config = self._sizes(text) if start is None else start.config
         corpus = read_corpus(a.data, models.tokenizer)
-        self.recipe.check(corpus, a.heads, models.max_positions)
+        self.recipe.check(corpus, config.n_predict, models.max_positions)
         claim(a.out / STATE_FOLDER, self._configuration(config, corpus), a.resume)
-        results = train_heads(config, self.recipe, models.target, corpus, a.out, DTYPES[a.weights])
+        results = train_heads(config, self.recipe, models.target, corpus, a.out, DTYPES[a.weights], start)
         self._show(results)
         if a.json is not None:
             self._write(a.json, config, corpus, results)
         return 0
 
+    def _sizes(self, text: PretrainedConfig) -> HeadsConfig:
+        """Of new heads."""
+        a = self.arguments
+        return HeadsConfig(
+            vocab_size=text.vocab_size,
+            emb_dim=text.hidden_size,
+            inner_dim=a.inner_dim or 0,
+            n_predict=a.heads,
+            top_k_tokens_per_head=tuple(a.top_k or (max(2, 5 - head) for head in range(a.heads))),
+            tie_weights=a.tie_weights,
+            scale_input=True,
+        )
+
+    def _given(self, text: PretrainedConfig) -> Heads:
+        """The heads to go on from, whose sizes hold."""
+        config = read_config(self.arguments.start)
+        check_hidden(config, text.hidden_size)
+        return read_heads(self.arguments.start, config, text.vocab_size, torch.device("cpu"), torch.float32)
+
     def _configuration(self, config: HeadsConfig, corpus: Corpus) -> dict[str, Any]:
         """What a resumed training must have in common with the one it goes on with."""
         a = self.arguments
         given = {"recipe": "mlp-speculator", "target": a.target, "dtype": a.dtype, "data": corpus.digest}
+        given |= {} if a.start is None else {"start": str(a.start)}
         return given | config.as_json() | asdict(self.recipe)
 
     def _show(self, results: list[StageResult]) -> None:
@@ -77,12 +90,13 @@ class HeadsJob:
             title=f"greedy acceptance by head on held-out prompts of {recipe.prompt} tokens, {TESTED_TOKENS} new", box=None,
             pad_edge=False, padding=(0, 2, 0, 0), title_justify="left",
         )  # fmt: skip
-        heads = [f"head {head + 1}" for head in range(a.heads)]
+        heads = [f"head {head + 1}" for head in range(len(results[0].acceptance))]
         for name in ("", "loss", *heads, "tokens a round"):
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for result in results:
             shares = [f"{share:.3f}" for share in result.acceptance]
-            table.add_row(result.name, f"{result.loss:.3f}", *shares, f"{chain_length(result.acceptance):.2f}")
+            loss = "" if result.loss is None else f"{result.loss:.3f}"
+            table.add_row(result.name, loss, *shares, f"{chain_length(result.acceptance):.2f}")
         console = Console(width=100, highlight=False)
         console.print(table)
         console.print(f"The heads are in {a.out}: Speculator(drafter='mlp_speculator:path={a.out}').", markup=False)

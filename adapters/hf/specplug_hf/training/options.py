@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from specplug_hf.commands.options import positive
@@ -44,3 +45,14 @@ def learning_rate(text: str) -> float:
     if not 0 < rate < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a learning rate between 0 and 1")
     return rate
+
+
+def temperature(text: str) -> float:
+    """A number that is not negative, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a temperature, 0 or more")
+    return value
