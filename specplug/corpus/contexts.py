@@ -37,6 +37,11 @@ class Contexts:
         tokens = text.tolist()
         return cls(array("i", tokens), array("i", by_context(text, most).tolist()), _as_bytes(tokens), most)
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(map(sys.getsizeof, (self.text, self.places, self.backwards)))
+
     def occurrences(self, ending: Sequence[int], count: int, depth: int) -> list[Occurrence]:
         """The longest matches of `ending`, tokens of which the last `most` are compared: up to `count` before and behind where it belongs.
 

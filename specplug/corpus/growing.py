@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from sys import getsizeof
 
 from specplug.corpus.occurrences import NEAR, agreeing
 
 GRAMS = (8, 3, 1)  # numbers of tokens by which places are chained; the last must be 1, so that no match is missed
+NUMBER_BYTES = 32  # of an integer in a list or dictionary, about
 LOOKED_AT = 16  # latest places of a chain that are compared
 
 
@@ -30,6 +32,12 @@ class GrowingText:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that it takes, about."""
+        numbers = len(self.tokens) + 2 * sum(map(len, self._latest))
+        return NUMBER_BYTES * numbers + sum(map(getsizeof, (self.tokens, *self._latest, *self._earlier)))
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Add `tokens` at the end."""

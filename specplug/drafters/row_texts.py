@@ -80,9 +80,8 @@ class RowTexts:
         text.cut(min(length, len(text)))  # the host may have taken something back
         begin = length - len(newest)
         known = newest[: max(0, len(text) - begin)]
-        if (
-            len(text) < begin or text.tokens[begin:] != known
-        ):  # it has missed too much, or is another text of the same name
+        # it has missed too much, or is another text of the same name
+        if len(text) < begin or text.tokens[begin:] != known:
             assert batch.history is not None
             text = self._texts[row] = GrowingText(batch.history[place, start:end].tolist())
             known = newest[: end - start - begin]

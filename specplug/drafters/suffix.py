@@ -33,7 +33,8 @@ class Suffix(Drafter):
     `memory`: tokens of finished requests' texts that are kept for all requests of this drafter, the oldest forgotten first; 0:
     none. `max_match`: most tokens that are compared. `min_probability`: nodes that a smaller share of the occurrences leads to
     are not proposed. `per_match`: most tokens that are proposed for each that matches (the paper's alpha): a short match is seldom
-    right for long, and what is verified in vain costs time. `prompts`: whether prompts are kept for others too, and not only what was generated.
+    right for long, and what is verified in vain costs time. `prompts`: whether prompts are kept for others too, and not only what
+    was generated.
 
     `sampled`: whether sampled rows look in others' texts as well. What they draw then goes with what others have said, so that
     a seed does not repeat its text; and rows that share a seed must not share texts, or their law would not be the target's:
