@@ -21,8 +21,8 @@ WIDTH = 8  # of a hidden state, where the draft does not say: heads are not used
 
 
 def corpus(vocab: int) -> RetrievalCorpus:
-    """Over a short random text of tokens, whose continuations are often wrong."""
-    return RetrievalCorpus(str(_corpus_file(vocab)))
+    """Over a short random text of tokens, whose continuations are often wrong, and with trees of many branches."""
+    return RetrievalCorpus(str(_corpus_file(vocab)), min_probability=0.05, per_match=16)
 
 
 @lru_cache(maxsize=8)

@@ -5,56 +5,69 @@ Where the end of another text belongs in this order, its longest matches stand o
 
 from __future__ import annotations
 
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from specplug.corpus.text import END
+from specplug.corpus.occurrences import NEAR, Occurrence, agreeing, following
+
+WIDTH = 4  # bytes of a token
+SHIFT = 1  # `END` becomes 0, so that tokens as unsigned numbers sort as they do
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """`text` [T] int32, `END` around every piece. `places` [T] int64: by their token, then by the one before it, and so on for
-    at least `most` tokens. `keys` [T] int64: the token and the one before it, as one number, in the order of `places`.
+    """`text`: of T tokens, `END` around every piece. `places` of T: by their token, then by the one before it, and so on for at least
+    `most` tokens. `backwards`: the text from its end to its beginning, as bytes that sort as the tokens do.
     """
 
-    text: Tensor
-    places: Tensor
-    keys: Tensor
+    text: array[int]
+    places: array[int]
+    backwards: bytes
     most: int
 
     @classmethod
     def of(cls, text: Tensor, most: int) -> Contexts:
-        """Sort the places of `text`."""
-        places = by_context(text, most)
-        return cls(text, places, _pairs(text[places], text[(places - 1).clamp(min=0)]), most)
+        """Sort the places of `text` [T] int32."""
+        tokens = text.tolist()
+        return cls(array("i", tokens), array("i", by_context(text, most).tolist()), _as_bytes(tokens), most)
 
-    def nearest(self, ending: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` places before and behind where each `ending` [B, W] belongs: rows ascending, and places, [n] each.
+    @property
+    def held_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(map(sys.getsizeof, (self.text, self.places, self.backwards)))
 
-        Only places of the ending's own token. An ending has its newest token first, and W is at most `most`.
+    def occurrences(self, ending: Sequence[int], count: int, depth: int) -> list[Occurrence]:
+        """The longest matches of `ending`, tokens of which the last `most` are compared: up to `count` before and behind where it belongs.
+
+        `depth` tokens follow each.
         """
-        before = ending[:, 1] if ending.shape[1] > 1 else torch.full_like(ending[:, 0], END)
-        pairs = _pairs(ending[:, 0], before)
-        low = torch.searchsorted(self.keys, pairs)
-        high = torch.searchsorted(self.keys, pairs, right=True)
-        for _ in range(int((high - low).max()).bit_length()):
-            middle = (low + high) // 2
-            less = self._less(middle, ending) & (low < high)
-            low, high = torch.where(less, middle + 1, low), torch.where(less, high, middle)
-        around = low[:, None] + torch.arange(-count, count)
-        inside = (around >= 0) & (around < len(self.places))
-        found = self.places[around.clamp(min=0, max=len(self.places) - 1)]
-        inside &= self.text[found] == ending[:, :1]
-        return inside.nonzero()[:, 0], found[inside]
+        ending = list(ending[-self.most :])
+        size, last, backwards = WIDTH * self.most, len(self.text) - 1, self.backwards
 
-    def _less(self, ranks: Tensor, ending: Tensor) -> Tensor:
-        """Whether the context at each of `ranks` [B] comes before the `ending` [B, W] of its row: [B]."""
-        columns = self.places[ranks.clamp(max=len(self.places) - 1)][:, None] - torch.arange(ending.shape[1])
-        found = self.text[columns.clamp(min=0)]
-        place = (found != ending).int().argmax(1, keepdim=True)
-        return (found.gather(1, place) < ending.gather(1, place)).squeeze(1)
+        def context(place: int) -> bytes:
+            start = WIDTH * (last - place)
+            return backwards[start : start + size]
+
+        low = bisect_left(self.places, _as_bytes(ending), key=context)
+        found: list[tuple[int, int]] = []
+        longest = 0
+        for ranks in (range(low, min(low + count, last + 1)), range(low - 1, max(low - 1 - count, -1), -1)):
+            for rank in ranks:  # matches grow no longer on the way out
+                place = self.places[rank]
+                before = self.text[max(0, place + 1 - self.most) : place + 1].tolist()
+                matched = agreeing(before, len(before) - 1, ending, self.most)
+                if not matched or matched <= longest - NEAR:
+                    break
+                longest = max(longest, matched)
+                found.append((matched, place))
+        found.sort(reverse=True)
+        return [Occurrence(matched, following(self.text, place, depth)) for matched, place in found[:count]]
 
 
 def by_context(text: Tensor, most: int) -> Tensor:
@@ -81,6 +94,9 @@ def _ranked(keys: Tensor) -> tuple[Tensor, Tensor]:
     return order, rank
 
 
-def _pairs(tokens: Tensor, before: Tensor) -> Tensor:
-    """Two int32 as one number of 64 bits, that sorts as they do; nothing below `NOTHING`, which is -2, is among them."""
-    return ((tokens.long() + 2) << 32) + (before.long() + 2)
+def _as_bytes(tokens: Sequence[int]) -> bytes:
+    """`tokens` from the last to the first."""
+    numbers = array("I", [token + SHIFT for token in reversed(tokens)])
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers.tobytes()

@@ -4,73 +4,49 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from specplug.corpus.text import in_pieces
-
-FRESH = 8  # the index is made anew when a part in so many of it has come in since
-
-
-@dataclass(frozen=True, slots=True)
-class Indexed:
-    """Texts one behind the other, and where each token stands in them. Never changed.
-
-    `text` [T] int32, `END` before, between and behind the pieces. `places` [T] int64: all places, by token, then ascending.
-    """
-
-    text: Tensor
-    places: Tensor
-    tokens: Tensor  # [T] int32: text[places]
-
-    @property
-    def is_empty(self) -> bool:
-        return len(self.text) == 1
-
-    @classmethod
-    def of(cls, pieces: list[Tensor]) -> Indexed:
-        """Index `pieces`, each [n] int32."""
-        text = in_pieces(pieces)
-        tokens, places = text.sort(stable=True)
-        return cls(text, places, tokens)
-
-    def candidates(self, last: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """The latest `most` places of each of the tokens `last` [B] int32: rows and places [n], both ascending."""
-        stops = torch.searchsorted(self.tokens, last, right=True)
-        counts = (stops - torch.searchsorted(self.tokens, last)).clamp(max=most)
-        rows = torch.arange(len(last)).repeat_interleave(counts)
-        ends = counts.cumsum(0)
-        return rows, self.places[(stops - ends)[rows] + torch.arange(len(rows))]
+from specplug.corpus.growing import GrowingText
+from specplug.corpus.occurrences import Occurrence, following
+from specplug.corpus.text import END
 
 
 class SharedTexts:
-    """The newest `capacity` tokens of what was added, whole texts at a time: the oldest text goes first."""
+    """The newest `capacity` tokens of what was added, whole texts at a time: the oldest text goes first.
+
+    They stand one behind the other in one text, each with `END` behind it.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._lock = threading.Lock()
-        self._texts: deque[Tensor] = deque()
-        self._held = 0  # tokens of these texts
-        self._fresh = 0  # tokens of those that are not in the index yet
-        self._index = Indexed.of([])
+        self._lengths: deque[int] = deque()  # of the texts that are kept
+        self._text = GrowingText()
 
-    def add(self, text: Tensor) -> None:
-        """Keep `text` [n] int32, or its end where it is longer than there is room for."""
+    def add(self, text: Sequence[int]) -> None:
+        """Keep `text`, or its end where it is longer than there is room for."""
         if not self.capacity or len(text) < 2:  # nothing goes on behind a single token
             return
         text = text[-self.capacity :]
         with self._lock:
-            self._texts.append(text)
-            self._held += len(text)
-            self._fresh += len(text)
-            while self._held > self.capacity:
-                self._held -= len(self._texts.popleft())
+            self._text.extend([*text, END])
+            self._lengths.append(len(text))
+            too_many = self.held - self.capacity
+            gone = 0
+            while too_many > 0:
+                too_many -= self._lengths[0]
+                gone += self._lengths.popleft() + 1
+            if gone:
+                self._text.let_go(gone)
 
-    def index(self) -> Indexed:
-        """What is kept, ready to be looked up in; a few of the newest texts may be missing."""
+    @property
+    def held(self) -> int:
+        """Tokens of the texts that are kept."""
+        return len(self._text) - len(self._lengths)
+
+    def occurrences(self, ending: Sequence[int], most: int, depth: int) -> list[Occurrence]:
+        """Where they say what `ending`, a list of tokens, ends in: at most `most` tokens are compared, `depth` follow."""
         with self._lock:
-            if self._fresh and self._fresh * FRESH >= len(self._index.text):
-                self._index, self._fresh = Indexed.of(list(self._texts)), 0
-            return self._index
+            text = self._text
+            found = text.find(ending, len(text), most)
+            return [Occurrence(matched, following(text.tokens, place, depth)) for matched, place in found]

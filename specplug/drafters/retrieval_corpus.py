@@ -16,16 +16,15 @@ from torch import Tensor
 
 from specplug.corpus.files import TOKENS, corpus_files, read_text
 from specplug.corpus.loading import load_corpus
-from specplug.corpus.occurrences import NOTHING, Occurrences, following, matches
 from specplug.drafters.base import Drafter, DraftRequest
-from specplug.drafters.continuations import check_probability, continuation_trees
+from specplug.drafters.continuations import Rule, continuation_trees
 from specplug.errors import OptionError
 from specplug.host import Batch
 from specplug.needs import Need
 from specplug.tree import TreeBatch, TreeShape, roots_only
 from specplug.trees import Chain, Sequoia
 
-PLACES = 32  # most places in the corpus that vote
+PLACES = 16  # most places in the corpus that vote
 LOOKED_AT = 16  # bytes a token of `max_tokens` that are looked at when the drafter is made
 
 
@@ -43,14 +42,17 @@ class RetrievalCorpus(Drafter):
     of its documents (corpus/files.py writes such a file). At most `max_tokens` are read.
 
     Works on the CPU: each row's last `max_match` tokens are copied there once a round. `min_probability`: nodes that a smaller share
-    of the places leads to are not proposed. Made once for each corpus and tokenizer: sorting takes a second a million tokens.
+    of the places leads to are not proposed; `per_match`: most tokens that are proposed for each that matches. As they are, nothing is
+    proposed where nothing good is found; where tokens are verified for nothing, as on a GPU for few rows, `min_probability=0.05,
+    per_match=16` accepts more. Made once for each corpus and tokenizer: sorting takes a second a million tokens.
     """
 
     path: str
     pattern: str = "**/*"
     max_tokens: int = 1 << 20
     max_match: int = 16
-    min_probability: float = 0.05
+    min_probability: float = 0.3
+    per_match: float = 2.0
     needs: ClassVar[frozenset[Need]] = frozenset({Need.HISTORY})
     checked: ClassVar[bool] = False
     rehearses: ClassVar[bool] = True
@@ -60,7 +62,7 @@ class RetrievalCorpus(Drafter):
             raise OptionError(f"retrieval_corpus: max_tokens={self.max_tokens} must be at least 2.")
         if self.max_match < 1:
             raise OptionError(f"retrieval_corpus: max_match={self.max_match} must be at least 1.")
-        check_probability("retrieval_corpus", self.min_probability)
+        self._rule = Rule("retrieval_corpus", self.min_probability, self.per_match)
         self._files = corpus_files(self.path, self.pattern)
         self._texts = [file for file in self._files if file.suffix != TOKENS]
         left = LOOKED_AT * self.max_tokens
@@ -79,10 +81,10 @@ class RetrievalCorpus(Drafter):
 
     @property
     def key(self) -> str:
-        return f"{type(self).__name__}[{self.path}, {self.pattern}, {self.max_match}, {self.min_probability:g}]"
+        return f"{type(self).__name__}[{self.path}, {self.pattern}, {self.max_match}, {self._rule.key}]"
 
     def shapes(self) -> tuple[TreeShape, ...]:
-        return Sequoia(16, 8).build(), Chain(6).build(), Chain(3).build()
+        return Chain(3).build(), Sequoia(16, 8).build(), Chain(6).build()
 
     def setup(self) -> None:
         self._corpus = load_corpus(
@@ -99,17 +101,14 @@ class RetrievalCorpus(Drafter):
         batch, shape = request.batch, request.shape
         if not shape.size:
             return roots_only(batch.roots)
-        ending = endings_of(batch, self.max_match)
-        text = self._corpus.text
-        rows, places, matched = matches(text, *self._corpus.nearest(ending, PLACES), ending, PLACES)
-        found = Occurrences(rows, matched, following(text, places, shape.depth))
-        return continuation_trees(batch.roots, found, shape.size, self.min_probability, request.explain)
+        found = [self._corpus.occurrences(ending, PLACES, shape.depth) for ending in endings_of(batch, self.max_match)]
+        return continuation_trees(batch.roots, found, shape.size, self._rule, request.explain)
 
 
-def endings_of(batch: Batch, most: int) -> Tensor:
-    """The last `most` tokens of each row, the newest first, on the CPU: [B, most] int32; waits for the device, once."""
+def endings_of(batch: Batch, most: int) -> list[list[int]]:
+    """The last `most` tokens of each row, or all it has; waits for the device, once."""
     history, starts, ends = batch.history, batch.history_starts, batch.history_ends
     assert history is not None and starts is not None and ends is not None  # Need.HISTORY
-    columns = ends[:, None] - 1 - torch.arange(most, device=history.device)
-    found = history.gather(1, columns.clamp(min=0)).where(columns >= starts[:, None], NOTHING)
-    return found.to(device="cpu", dtype=torch.int32)
+    columns = ends[:, None] + torch.arange(-most, 0, device=history.device)
+    packed = torch.cat([(ends - starts)[:, None], history.gather(1, columns.clamp_(min=0))], 1).tolist()
+    return [tokens[max(0, most - length) :] for length, *tokens in packed]

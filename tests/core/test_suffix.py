@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specplug import Need, Speculator
-from specplug.corpus.shared import Indexed, SharedTexts
+from specplug.corpus import growing
+from specplug.corpus.growing import GrowingText
+from specplug.corpus.occurrences import NEAR
+from specplug.corpus.shared import SharedTexts
 from specplug.drafters.base import DraftRequest
-from specplug.drafters.continuations import HALVINGS
 from specplug.drafters.row_texts import RECENT, RowTexts
 from specplug.drafters.suffix import Suffix
 from specplug.errors import OptionError
@@ -78,10 +80,15 @@ def occurrences_in_words(text, others, max_match, depth):
     return found
 
 
+def longest_of(found):
+    return max((matched for matched, _ in found), default=0)
+
+
 def shares_in_words(found):
-    """The share of the occurrences that begin with each path."""
-    longest = max((matched for matched, _ in found), default=0)
-    weights = [2.0 ** -min(HALVINGS, longest - matched) for matched, _ in found]
+    """The share of the occurrences that begin with each path; those that match much less than the longest do not count."""
+    longest = longest_of(found)
+    found = [one for one in found if one[0] > longest - NEAR]
+    weights = [2.0 ** (matched - longest) for matched, _ in found]
     shares = defaultdict(float)
     for weight, (_, follows) in zip(weights, found, strict=True):
         for length in range(1, len(follows) + 1):
@@ -112,25 +119,23 @@ texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=
 @settings(max_examples=150, deadline=None)
 @given(
     texts, st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=8), max_size=2), st.data(), st.integers(1, 12),
-    st.integers(1, 12), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3, 0.7]),
+    st.integers(1, 12), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3, 0.7]), st.sampled_from([0.4, 1.0, 2.5, 99.0]),
 )  # fmt: skip
-def test_trees_against_loops_over_the_texts(rows, others, data, max_match, size, depth, least):
+def test_trees_against_loops_over_the_texts(rows, others, data, max_match, size, depth, least, per_match):
     """Ragged starts, pads that look like text, loops, other texts; few enough places that all of them vote."""
     starts = [data.draw(st.integers(0, 3)) for _ in rows]
-    drafter = opened(Suffix(max_match=max_match, min_probability=least))
+    drafter = opened(Suffix(max_match=max_match, min_probability=least, per_match=per_match))
     for other in others:
-        drafter._shared.add(torch.tensor(other, dtype=torch.int32))
-        drafter._shared.index()  # so that the last one is in it too
-    drafter._shared._index = Indexed.of(list(drafter._shared._texts))
+        drafter._shared.add(other)
     shape = Sequoia(size, depth).build()
     batch = batch_of(rows, starts)
     trees = drafter.draft(DraftRequest(batch, shape))
     assert trees.tokens[:, 0].tolist() == [row[-1] for row in rows]
     assert trees.laws is None and trees.num_nodes <= shape.num_nodes and int(trees.depths.max()) <= shape.depth
     for row, text in enumerate(rows):
-        check_tree(
-            trees, row, shares_in_words(occurrences_in_words(text, others, max_match, shape.depth)), shape.size, least
-        )
+        found = occurrences_in_words(text, others, max_match, shape.depth)
+        most = min(shape.size, int(per_match * longest_of(found)))
+        check_tree(trees, row, shares_in_words(found), most, least)
     check_confidence(drafter, batch, shape, trees, rows, others)
 
 
@@ -165,8 +170,8 @@ def test_the_proposal_passes_every_check_of_the_core():
     [
         ([5, 6, 7, 8, 5, 6, 7], [8, 5, 6, 7]),
         ([1, 2, 3], []),
-        ([4, 4, 4, 4], [4] * 10),  # a loop goes on
-        ([9, 5, 6, 7, 5, 6, 7], [5, 6, 7] * 3 + [5]),
+        ([4, 4, 4, 4], [4] * 9),  # a loop goes on, three times as far as it has gone
+        ([9, 5, 6, 7, 5, 6, 7], [5, 6, 7] * 3),
     ],
 )
 def test_examples(text, continuation):
@@ -187,6 +192,7 @@ def test_matches_longer_than_a_glance_are_told_apart():
     text = [1, *common, 88, 2, *common, 77, 1, *common]
     trees = opened(Suffix()).draft(DraftRequest(batch_of([text]), Chain(1).build()))
     assert trees.tokens[0, 1:].tolist() == [88]
+    assert [matched for matched, _ in GrowingText(text).find(text, len(text) - 1, 64)] == [21, 20]
     trees = opened(Suffix(max_match=8)).draft(DraftRequest(batch_of([text]), Sequoia(2, 1).build()))
     assert sorted(trees.tokens[0, 1:].tolist()) == [77, 88]  # alike in what is compared
 
@@ -205,12 +211,19 @@ def finished_round(batch, tokens, counts, finished=()):
     )
 
 
+def assert_indexed(text):
+    """Its chains are those of a text that was written at once: nothing is left of what was taken back, or has been let go."""
+    fresh = GrowingText(text.tokens)
+    assert [{key: place - text._gone for key, place in latest.items()} for latest in text._latest] == [*fresh._latest]
+    assert text._gone or text._earlier == fresh._earlier
+    assert all(len(earlier) == len(text) for earlier in text._earlier)
+
+
 def assert_reads(known, batch, texts):
-    found, lengths = known.read(batch)
-    for row, text in enumerate(texts):
-        assert found[row, 0] == -1
-        assert found[row, 1 : 1 + int(lengths[row])].tolist() == text
-        assert (found[row, 1 + len(text) :] == -1).all()
+    found = known.read(batch)
+    assert [text.tokens for text in found] == texts
+    for text in found:
+        assert_indexed(text)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -227,8 +240,8 @@ def test_texts_follow_the_host_whatever_it_does(seed):
                 texts[name] = [chance.randrange(50) for _ in range(chance.randrange(1, 90))]
             elif what < 0.08:
                 del texts[name]
-                before = known.take(name)[0]
-                assert name not in known._slots and before.ndim == 1
+                known.take(name)
+                assert name not in known._texts
         while len(texts) < chance.randrange(1, 5):
             texts[f"{step}.{len(texts)}"] = [chance.randrange(50) for _ in range(chance.randrange(1, 80))]
         chosen = [name for name in texts if chance.random() < 0.7] or list(texts)[:1]
@@ -243,16 +256,16 @@ def test_texts_follow_the_host_whatever_it_does(seed):
             texts[name] = texts[name] + row[:count]
         while len(waiting) > chance.randrange(3):
             known.observe(waiting.pop(0))
-    assert len(known._slots) <= 5 + len(waiting)
+    assert len(known._texts) <= 5 + len(waiting)
 
 
 def test_what_the_last_round_committed_is_known_without_another_look():
     known, batch = RowTexts(), batch_of([[1, 2, 3], [4, 5]])
     known.read(batch)
     known.observe(finished_round(batch, [[6, 7, 8], [9, 10, 11]], [3, 1], (0, 1)))
-    assert known.take(0)[0].tolist() == [1, 2, 3, 6, 7, 8]
+    assert known.take(0)[0] == [1, 2, 3, 6, 7, 8]
     text, before = known.take(1)
-    assert text.tolist() == [4, 5, 9] and before == 2
+    assert text == [4, 5, 9] and before == 2
 
 
 def test_a_text_that_others_draft_for_is_known_from_its_first_round_and_whole_at_its_last():
@@ -261,7 +274,7 @@ def test_a_text_that_others_draft_for_is_known_from_its_first_round_and_whole_at
     known.observe(finished_round(batch_of([[1, 2, 3, 6, 7]]), [[8, 9]], [2]))  # nothing new, and no copy
     known.observe(finished_round(batch_of([[1, 2, 3, 6, 7, 8, 9]]), [[4]], [1], (0,)))
     text, before = known.take(0)
-    assert text.tolist() == [1, 2, 3, 6, 7, 8, 9, 4] and before == 3
+    assert text == [1, 2, 3, 6, 7, 8, 9, 4] and before == 3
 
 
 def test_a_round_seen_late_takes_nothing_back():
@@ -269,7 +282,7 @@ def test_a_round_seen_late_takes_nothing_back():
     known.read(batch)
     known.read(batch_of([[1, 2, 3, 6, 7, 8, 9]]))
     known.observe(finished_round(batch, [[6, 7, 8]], [2], (0,)))
-    assert known.take(0)[0].tolist() == [1, 2, 3, 6, 7, 8, 9]
+    assert known.take(0)[0] == [1, 2, 3, 6, 7, 8, 9]
 
 
 def test_a_round_seen_after_its_row_has_left_brings_nothing_back():
@@ -277,21 +290,69 @@ def test_a_round_seen_after_its_row_has_left_brings_nothing_back():
     known.read(batch)
     known.take(0)
     known.observe(finished_round(batch, [[6, 7, 8]], [2], (0,)))
-    assert not known._slots
+    assert not known._texts
     assert_reads(known, batch, [[1, 2, 3]])  # and a row of that name may come again
 
 
 def test_only_the_newest_tokens_are_copied(monkeypatch):
-    """Of a row that is known, `RECENT` columns; whole rows only where they are new or have missed more."""
-    copied, real = [], torch.Tensor.to
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, *a, **k: copied.append(tuple(self.shape)) or real(self, *a, **k)
-    )
+    """Of a row that is known, `RECENT` columns; whole rows only where they are new or have missed more, not when some is taken back."""
+    copied, real = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: copied.append(tuple(self.shape)) or real(self))
     known, text = RowTexts(), list(range(200))
-    for length, whole in ((150, [(150,)]), (155, []), (160, []), (199, [(199,)])):
+    for length, whole in ((150, [(150,)]), (155, []), (160, []), (199, [(199,)]), (190, [])):
+        batch = batch_of([text[:length]])
         copied.clear()
-        known.read(batch_of([text[:length]]))
-        assert copied == [(1, RECENT), *whole]
+        known.read(batch)
+        assert copied == [(1, 2 + RECENT), *whole]  # where the text stands, and its end
+
+
+# --- texts that grow
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.integers(1, 12), st.integers(1, 12))
+def test_a_growing_text_finds_what_loops_find(data, most, width):
+    """Added to, cut and let go of in any order; the latest places only, so that a chain is sometimes longer than is looked at."""
+    text, plain = GrowingText(), []
+    for _ in range(data.draw(st.integers(1, 6))):
+        what = data.draw(st.sampled_from(["extend", "extend", "cut", "let go"]))
+        if what == "extend":
+            new = data.draw(st.lists(st.integers(0, 2), max_size=30))
+            text.extend(new)
+            plain = plain + new
+        elif what == "cut":
+            length = data.draw(st.integers(0, len(plain)))
+            text.cut(length)
+            plain = plain[:length]
+        else:
+            count = data.draw(st.integers(0, len(plain)))
+            text.let_go(count)
+            plain = plain[count:]
+        assert text.tokens == plain
+        assert_indexed(text)
+    ending = plain[-width:]
+    found = text.find(ending, len(plain) - 1, most)
+    matches = {place: agreeing(plain[: place + 1], ending, most) for place in range(len(plain) - 1)}
+    wanted = sorted(((matched, place) for place, matched in matches.items() if matched), reverse=True)
+    assert found == sorted(found, reverse=True) and set(found) <= set(wanted)
+    if len(wanted) <= growing.LOOKED_AT:
+        assert [one for one in found if one[0] > wanted[0][0] - NEAR] == [
+            one for one in wanted if one[0] > wanted[0][0] - NEAR
+        ]
+
+
+def test_grams_of_one_hash_are_told_apart(monkeypatch):
+    monkeypatch.setattr(growing, "hash", lambda tokens: 7, raising=False)
+    text = [1, 2, 3, 40, 5, 6, 7, 41, 1, 2, 3]
+    assert GrowingText(text).find(text, len(text) - 1, 64) == [(3, 2)]
+
+
+def test_what_a_lookup_costs_does_not_grow_with_the_text(monkeypatch):
+    looked, real = [], growing.agreeing
+    monkeypatch.setattr(growing, "agreeing", lambda *asked: looked.append(1) or real(*asked))
+    text = GrowingText([0] * 5000)
+    text.find(text.tokens, len(text) - 1, 64)
+    assert len(looked) <= growing.LOOKED_AT * len(growing.GRAMS)
 
 
 # --- what is shared
@@ -300,27 +361,25 @@ def test_only_the_newest_tokens_are_copied(monkeypatch):
 def test_the_oldest_texts_are_forgotten_first():
     shared = SharedTexts(10)
     for first in (0, 10, 20):
-        shared.add(torch.arange(first, first + 4, dtype=torch.int32))
-    assert shared.index().text.tolist() == [-1, 10, 11, 12, 13, -1, 20, 21, 22, 23, -1]
-    shared.add(torch.arange(100, 150, dtype=torch.int32))
-    assert shared.index().text.tolist() == [-1, *range(140, 150), -1]
-    assert SharedTexts(0).index().text.tolist() == [-1]
+        shared.add(list(range(first, first + 4)))
+    assert shared._text.tokens == [10, 11, 12, 13, -1, 20, 21, 22, 23, -1] and shared.held == 8
+    assert not shared.occurrences([1], 4, 2) and shared.occurrences([9, 12], 4, 2) == [(1, [13])]
+    shared.add(list(range(100, 150)))
+    assert shared._text.tokens == [*range(140, 150), -1]
+    nothing = SharedTexts(0)
+    nothing.add([1, 2, 3])
+    assert not nothing.occurrences([2], 4, 2)
 
 
-def test_the_index_is_made_anew_when_an_eighth_is_new():
-    shared = SharedTexts(1000)
-    shared.add(torch.arange(100, dtype=torch.int32))
-    first = shared.index()
-    shared.add(torch.arange(5, dtype=torch.int32))
-    assert shared.index() is first
-    shared.add(torch.arange(9, dtype=torch.int32))
-    assert len(shared.index().text) == 118
-
-
-def test_candidates_are_the_latest_places_of_a_token():
-    index = Indexed.of([torch.tensor([3, 4, 3, 3], dtype=torch.int32), torch.tensor([5, 3], dtype=torch.int32)])
-    rows, places = index.candidates(torch.tensor([3, 9, 4], dtype=torch.int32), 3)
-    assert rows.tolist() == [0, 0, 0, 2] and places.tolist() == [3, 4, 7, 2]
+def test_what_is_remembered_is_bounded_however_much_was_said():
+    """The chains too, not only the tokens."""
+    shared, chance = SharedTexts(60), random.Random(0)
+    for _ in range(200):
+        shared.add([chance.randrange(1000) for _ in range(chance.randrange(2, 30))])
+    assert shared.held <= 60
+    kept = len(shared._text)
+    assert all(len(earlier) == kept for earlier in shared._text._earlier)
+    assert all(len(latest) <= kept for latest in shared._text._latest)
 
 
 @pytest.mark.parametrize(("prompts", "kept"), [(False, [[3, 3, 0], [2, 2]]), (True, [[1, 2, 3, 3, 0], [2, 2]])])
@@ -331,7 +390,7 @@ def test_a_finished_text_is_left_for_others(prompts, kept):
     drafter.draft(DraftRequest(batch, chain_shape(2)))
     drafter.observe(finished_round(batch, [[3, 0], [2, 2]], [2, 1], (0, 1)))
     drafter.forget((0, 1))
-    assert [text.tolist() for text in drafter._shared._texts] == kept
+    assert drafter._shared._text.tokens == [token for text in kept for token in (*text, -1)]
 
 
 def test_requests_learn_from_each_other_and_sampled_ones_only_if_told():
@@ -375,7 +434,7 @@ def test_sampling_follows_the_exact_law_of_three_tokens(tree, shared):
     target, prompt = table(4, 2, 1.0), (0, 1, 2, 0, 1)
     drafter = Suffix(min_probability=0.0, sampled=shared)
     for seed in range(4):  # texts of other seeds
-        drafter._shared.add(torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(seed)).int())
+        drafter._shared.add(torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(seed)).tolist())
     host = host_of(target, [prompt] * 3000, sampling=True, new_tokens=5)
     session = generate(host, Speculator(drafter=drafter, tree=tree, controller="fixed"))
     assert session.stats.accepted > 500
@@ -402,7 +461,7 @@ def test_rows_join_leave_and_pause_and_rounds_are_seen_late(sampling):
         last = newest
     session.observe(last)
     assert [busy.result(row) for row in range(4)] == [calm.result(row) for row in range(4)]
-    assert not session.arms[0].drafter._texts._slots  # nothing of the finished rows is left
+    assert not session.arms[0].drafter._texts._texts  # nothing of the finished rows is left
 
 
 def test_one_drafter_serves_many_threads():
@@ -417,7 +476,7 @@ def test_one_drafter_serves_many_threads():
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(work, range(16)))
     assert results == [plain_greedy(target, PROMPTS[i % 4], 40) for i in range(16)]
-    assert spec.drafters[0]._shared._held <= 200
+    assert spec.drafters[0]._shared.held <= 200
 
 
 def test_options():
@@ -425,6 +484,7 @@ def test_options():
         ({"memory": -1}, "memory=-1 must not be negative"),
         ({"max_match": 0}, "max_match=0 must be at least 1"),
         ({"min_probability": 1.5}, "min_probability=1.5 must be from 0"),
+        ({"per_match": 0.0}, "per_match=0.0 must be above 0"),
     ):
         with pytest.raises(OptionError, match=message):
             Suffix(**wrong)

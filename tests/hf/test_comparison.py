@@ -154,6 +154,8 @@ def test_memory_of_drafters(models: Models) -> None:
 
     assert held(drafter="none") == 0
     assert held(drafter="prompt_lookup") == 0
+    # a text: its tokens and three chains, of about a hundred bytes a token each at most
+    assert 72 * (8 + 3 * 8) <= held(drafter="suffix", tree="chain:length=3") < 72 * 500
     assert models.draft is not None
     weights = sum(p.numel() * p.element_size() for p in models.draft.parameters())
     config = models.draft.config

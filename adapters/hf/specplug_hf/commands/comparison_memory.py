@@ -1,4 +1,7 @@
-"""What a drafter holds in memory besides what plain decoding holds: its weights, caches and stores, in bytes of tensors."""
+"""What a drafter holds in memory besides what plain decoding holds: its weights, caches, stores and texts.
+
+In bytes of tensors, and of whatever says of itself how many it has (`held_bytes`): texts that are looked up in are no tensors.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,14 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, FunctionType,
 
 
 def tensors_of(things: Iterable[Any], but_not: Iterable[Any] = ()) -> Iterator[Tensor]:
-    """Every tensor that can be reached from `things` through attributes, items and elements, each object once.
+    """Every tensor that can be reached from `things`, see `reached`."""
+    return (thing for thing in reached(things, but_not) if isinstance(thing, Tensor))
 
-    Nothing is followed that is one of `but_not`.
+
+def reached(things: Iterable[Any], but_not: Iterable[Any] = ()) -> Iterator[Any]:
+    """What can be reached from `things` through attributes, items and elements, themselves included, each object once.
+
+    Nothing is followed that is one of `but_not`, or that says how many bytes it has.
     """
     seen = {id(thing) for thing in but_not}
     waiting = list(things)
@@ -29,13 +37,12 @@ def tensors_of(things: Iterable[Any], but_not: Iterable[Any] = ()) -> Iterator[T
         if isinstance(thing, _PLAIN) or id(thing) in seen:
             continue
         seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            yield thing
+        yield thing
         waiting += _parts(thing)
 
 
 def _parts(thing: Any) -> list[Any]:
-    if isinstance(thing, Tensor):
+    if isinstance(thing, Tensor) or hasattr(thing, "held_bytes"):
         return []
     parts = list(vars(thing).values()) if hasattr(thing, "__dict__") else []
     for kind in type(thing).__mro__:
@@ -75,6 +82,8 @@ class MemoryWatch:
         drafter = event.plan.arm.drafter
         host: Any = drafter.host
         own = [*self._target.parameters(), *self._target.buffers(), *tensors_of([host.store])]
-        held = tensors_of([drafter], but_not=[host, *self._target.modules()])
+        held = list(reached([drafter], but_not=[host, *self._target.modules()]))
+        texts = sum(thing.held_bytes for thing in held if hasattr(thing, "held_bytes"))
         with torch.no_grad():
-            self.bytes = max(self.bytes, storage_bytes(held, own))
+            tensors = storage_bytes((thing for thing in held if isinstance(thing, Tensor)), own)
+        self.bytes = max(self.bytes, tensors + texts)
