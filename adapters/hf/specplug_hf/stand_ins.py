@@ -29,9 +29,8 @@ class _Current(threading.local):
 class _StandIn:
     """`module.forward` as it is, and the answer for threads that have one. A copy of `module` made meanwhile gets its own forward."""
 
-    __slots__ = ("_before", "_forward", "_key", "_module")
-
     def __init__(self, module: nn.Module) -> None:
+        self.__name__ = self.__qualname__ = "stand_in"  # as functions have it
         self._before, self._forward = module.__dict__.get("forward"), module.forward
         self._module, self._key = module, id(module)
 
@@ -44,7 +43,7 @@ class _StandIn:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._before is not None:
             return _itself, (self._before,)
-        return MethodType, (type(self._module).forward, self._module)
+        return _forward_of, (self._module,)
 
 
 @dataclass(slots=True)
@@ -118,6 +117,11 @@ def is_somebody_elses(module: nn.Module) -> bool:
     with _lock:
         known = _replaced.get(id(module))
         return known is None or known.before is not None or known.stand_in is not own
+
+
+def _forward_of(module: nn.Module) -> Any:
+    """As its class has it: `module` may be a copy that is not whole yet."""
+    return MethodType(type(module).forward, module)
 
 
 def _itself(forward: Any) -> Any:
