@@ -91,7 +91,10 @@ def most_skinny_rows(dtype: torch.dtype) -> int:
 
 def why_not_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why the compiled kernel does not serve these tensors; ``None`` if it does. Nothing is built for the answer."""
-    return _why_not_weight(weight) or _why_not_rows(x, weight) or _why_not_bias(bias, weight)
+    obstacle = _why_not_weight(weight) or _why_not_rows(x, weight) or _why_not_bias(bias, weight)
+    if obstacle is None and torch.is_grad_enabled() and _wants_gradients(x, weight, bias):
+        return "gradients are wanted"
+    return obstacle
 
 
 def why_no_linear_library(dtype: torch.dtype) -> str | None:
@@ -115,7 +118,7 @@ def _why_not_weight(weight: Tensor) -> str | None:
         return f"it computes on a CPU from dense weights, not on {weight.device.type} from {weight.layout}"
     if weight.ndim != 2 or not weight.is_contiguous() or not weight.numel():
         return f"the weight, of shape {tuple(weight.shape)}, is no contiguous matrix"
-    return "gradients are wanted" if weight.requires_grad and torch.is_grad_enabled() else None
+    return None
 
 
 def _why_not_rows(x: Tensor, weight: Tensor) -> str | None:
@@ -125,7 +128,7 @@ def _why_not_rows(x: Tensor, weight: Tensor) -> str | None:
         return f"the rows are in {x.dtype} and the weight is in {weight.dtype}"
     if not x.ndim or x.shape[-1] != weight.shape[1]:
         return f"rows of shape {tuple(x.shape)} do not fit a weight of shape {tuple(weight.shape)}"
-    return "gradients are wanted" if x.requires_grad and torch.is_grad_enabled() else None
+    return None
 
 
 def _why_not_bias(bias: Tensor | None, weight: Tensor) -> str | None:
@@ -135,7 +138,11 @@ def _why_not_bias(bias: Tensor | None, weight: Tensor) -> str | None:
         return f"the bias is no plain contiguous tensor in {weight.dtype} on a CPU"
     if bias.shape != weight.shape[:1]:
         return f"a bias of shape {tuple(bias.shape)} does not fit a weight of shape {tuple(weight.shape)}"
-    return "gradients are wanted" if bias.requires_grad and torch.is_grad_enabled() else None
+    return None
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _better_torch(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> str | None:

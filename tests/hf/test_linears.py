@@ -307,6 +307,8 @@ def test_a_model_that_changes_its_dtype_between_calls(dtype: torch.dtype, served
 
 def test_gradients_autocast_and_watchers_are_torchs(pair: Any, served: list[int]) -> None:
     module, x = layer(), torch.randn(5, WIDE)
+    with torch.enable_grad():
+        assert len(Linears(module)._modules) == 1  # which does not depend on where it was made
     with Answering(module) as linears:
         assert linears.serve(5) and not linears.serve(1) and not linears.serve(1000)
         with torch.autocast("cpu", torch.bfloat16):

@@ -24,7 +24,9 @@ class Linears(StandIns):
 
     def __init__(self, model: nn.Module) -> None:
         known = nn.Linear.forward.__module__ == nn.Linear.__module__  # and not somebody else's for all of them
-        modules = [] if not known or _is_compiled(model) else [module for module in model.modules() if _serves(module)]
+        everything = list(model.modules())
+        untouched = known and not any(_is_compiled(module) for module in everything)
+        modules = [module for module in everything if _serves(module)] if untouched else []
         super().__init__(modules, [_answer(module) for module in modules])
         self._most_rows = max((most_skinny_rows(module.weight.dtype) for module in modules), default=0)
 
@@ -45,13 +47,10 @@ def _serves(module: nn.Module) -> bool:
     return weight is not None and serves_weight(weight)
 
 
-def _is_compiled(model: nn.Module) -> bool:
-    """Whether tracing may run through its layers: it would meet what it cannot trace."""
-    for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
-            return True
-    return False
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether tracing may run through it and what is in it: it would meet what it cannot trace."""
+    forward = module.__dict__.get("forward")
+    return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def _answer(module: nn.Module) -> Answer:
