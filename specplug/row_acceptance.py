@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 FADING = 0.92  # a row's round counts for so much of itself when its next one has been seen
 YOUNG = 8.0  # trials of a row that say what rows are like at first
+EARLY = 12.0  # trials that what all rows are like is worth for what young rows are like
 BELIEF = 6.0  # trials that what young rows are like is worth for a row
+FEW = 24.0  # of a few rows so many trials are as of all rows at any time: one row's luck is no news
 LEAST = 0.01  # no rate is believed nearer to never or always
 
 
@@ -41,13 +43,13 @@ class RowAcceptance:
 
     def level(self, rows: Sequence[Hashable], pooled: float) -> float:
         """The rate of `rows` together, those that nothing was seen of as young ones are; `pooled`: of all rows at any time."""
-        young = (self.taken + BELIEF * pooled) / (self.tried + BELIEF)
-        tried = taken = 0.0
+        young = (self.taken + EARLY * pooled) / (self.tried + EARLY)
+        own, more = BELIEF * len(rows), max(0.0, FEW - BELIEF * len(rows))
+        tried, taken = own + more, own * young + more * pooled
         for row in rows:
-            own = self.counts.get(row, (0.0, 0.0))
-            tried, taken = tried + own[0], taken + own[1]
-        belief = BELIEF * len(rows)
-        return (taken + belief * young) / (tried + belief)
+            counts = self.counts.get(row, (0.0, 0.0))
+            tried, taken = tried + counts[0], taken + counts[1]
+        return taken / tried
 
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""

@@ -105,19 +105,6 @@ class TreeShape:
         return TreeShape(self.parents[:stop], tuple(ranks[p] for p in kept))
 
 
-@lru_cache(maxsize=512)
-def beginning(shape: TreeShape, size: int) -> TreeShape:
-    """The tree of `size` draft tokens that `shape` begins with, by its priority."""
-    if size >= shape.size:
-        return shape
-    kept = [node for node, rank in enumerate(shape.priority) if rank <= size]
-    places = {node: place for place, node in enumerate(kept)}
-    return TreeShape(
-        tuple(-1 if node == 0 else places[shape.parents[node]] for node in kept),
-        tuple(shape.priority[node] for node in kept),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class ShapeTensors:
     """Tensors derived from a shape, on one device. N nodes, C most children of a node, I inner nodes."""
@@ -254,14 +241,7 @@ def fill_shape(shape: TreeShape, tokens: Tensor, laws: Tensor | None = None, val
 def _shared(shape: TreeShape, device: torch.device) -> ShapeTensors:
     """`shape_tensors` as all rows of a batch share them: each with a leading 1."""
     t = shape_tensors(shape, device)
-    return ShapeTensors(
-        parents=t.parents[None],
-        depths=t.depths[None],
-        ranks=t.ranks[None],
-        ancestors=t.ancestors[None],
-        children=t.children[None],
-        laws=t.laws[None],
-    )
+    return ShapeTensors(*(getattr(t, name)[None] for name in t.__slots__))
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm, Controller, Plan, Prediction
@@ -38,7 +37,7 @@ FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 @dataclass
 class Goodput(Controller):
-    """`allowance`: share of the time that trying may lose. `interval`: most rounds between two looks at the trees' sizes."""
+    """`allowance`: share of the time that trying may lose. `interval`: rounds between two looks at the trees' sizes."""
 
     allowance: float = 0.02
     credit: float = 2.0  # rounds of plain decoding that trying may lose at first
@@ -46,9 +45,6 @@ class Goodput(Controller):
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8
-    thought: float = (
-        0.015  # share of the time that looking may take: a decision stands the longer, the shorter rounds are
-    )
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
     gamble: float = 0.08  # share of the time that the best would take, for a draft to read that nothing was seen of
 
@@ -90,7 +86,6 @@ class Goodput(Controller):
         standing = self._standing
         if standing is not None and standing.key == key and rounds < standing.until:
             return self._standing_option(standing, batch)
-        start = perf_counter()
         options = [option for arm in self.arms if (option := self._option(arm, batch)) is not None]
         best = self._best(options)
         trial = self._trial(options, best, batch, situation)
@@ -100,14 +95,9 @@ class Goodput(Controller):
         best = replace(best, reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
         # looked at often while little is known of it
         sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
-        sure = min(sure, self._affordable(perf_counter() - start))
         option = replace(best, reason=f"{best.reason}, at the last look")
         self._standing = Standing(key, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch))
         return best
-
-    def _affordable(self, seconds: float) -> int:
-        """Rounds that a decision must stand for which took so long."""
-        return max(1, math.ceil(seconds / (self.thought * self._prices.plain)))
 
     def _standing_option(self, standing: Standing, batch: Batch) -> Option:
         """What was decided; with another tree if the rows are in a streak by now, or are no more."""

@@ -23,7 +23,8 @@ from specplug.kv_policies import KVPolicy
 from specplug.needs import Need
 from specplug.ragged import limited
 from specplug.random import uniforms
-from specplug.tree import TreeBatch, TreeShape, beginning, roots_only
+from specplug.subtree import beginning
+from specplug.tree import TreeBatch, TreeShape, roots_only
 
 if TYPE_CHECKING:
     from specplug.round import Round

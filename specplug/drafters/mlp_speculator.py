@@ -20,7 +20,8 @@ from specplug.errors import OptionError
 from specplug.host import DraftRunner
 from specplug.mlp import CPUHeads, Heads, HeadsConfig, HeadsRunner, placed, read_config, read_heads
 from specplug.needs import Need
-from specplug.tree import TreeBatch, TreeShape, beginning
+from specplug.subtree import beginning
+from specplug.tree import TreeBatch, TreeShape
 from specplug.trees import DEFAULT_ACCEPTANCE, Chain, non_rising
 from specplug.trees.sequoia import grow
 

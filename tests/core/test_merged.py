@@ -26,7 +26,8 @@ from specplug.kv_policies import Full, Streaming
 from specplug.ragged import ragged_trees
 from specplug.random import row_seeds
 from specplug.round import run_round
-from specplug.tree import TreeShape, beginning, chain_shape, chain_trees, fill_shape, roots_only
+from specplug.subtree import beginning
+from specplug.tree import TreeShape, chain_shape, chain_trees, fill_shape, roots_only
 from specplug.trees import Chain, Sequoia
 from specplug_conformance.exact import orders
 

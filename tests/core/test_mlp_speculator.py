@@ -18,7 +18,8 @@ from specplug.errors import OptionError, UnsupportedError
 from specplug.mlp import CPUHeads, Heads, HeadsConfig, HeadsRunner, cpu, read_config, read_heads, save_heads
 from specplug.needs import Need
 from specplug.round import run_round
-from specplug.tree import TreeShape, beginning
+from specplug.subtree import beginning
+from specplug.tree import TreeShape
 from specplug.trees import Chain, Dynamic, KAry, Sequoia
 
 from .test_tree import parent_lists

@@ -30,7 +30,7 @@ def test_rows_that_are_left_count_and_those_that_have_gone_do_not() -> None:
     acceptance = seen([("hard", 0.1), ("easy", 0.9)])
     acceptance.forget(["easy"])
     assert acceptance.first()[0] > 0.5
-    assert acceptance.first(rows=["hard"])[0] < 0.25
+    assert acceptance.first(rows=["hard"])[0] < 0.4
 
 
 def test_a_new_row_is_expected_to_be_as_rows_are_at_first() -> None:
@@ -42,8 +42,9 @@ def test_a_new_row_is_expected_to_be_as_rows_are_at_first() -> None:
             rows.observe(row, 10.0, 9.0, 1.0)
         rows.forget([row])
     pooled = 0.85
-    assert rows.level(["new"], pooled) < 0.25
-    assert rows.level(["new"], 0.1) < 0.25
+    assert rows.level(range(8), pooled) < 0.3
+    assert rows.level(range(8), 0.1) < 0.3
+    assert rows.level(["new"], pooled) < 0.75  # one row is not trusted to be like others
 
 
 def test_a_row_alone_is_known_by_its_own_last_rounds() -> None:

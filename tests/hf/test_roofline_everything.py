@@ -55,7 +55,7 @@ def test_every_part_is_run_and_its_result_kept(
 def test_a_part_that_hangs_is_ended_with_all_it_started(
     everything: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(everything, "GRACE", 4.0)
+    monkeypatch.setattr(everything, "GRACE", 8.0)
     deaf = "for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)"
     child = f"import signal, time\n{deaf}\ntime.sleep(600)"
     text = (
@@ -65,7 +65,7 @@ def test_a_part_that_hangs_is_ended_with_all_it_started(
         "try: time.sleep(600)\n"
         "except KeyboardInterrupt: print('so far', flush=True); time.sleep(600)"
     )
-    outcome = everything.run_part(script(everything, "stuck", text), tmp_path, "cpu", 8.0, dict(os.environ))
+    outcome = everything.run_part(script(everything, "stuck", text), tmp_path, "cpu", 12.0, dict(os.environ))
     assert outcome.verdict == "OUT OF TIME" and not outcome.passed
     first, rest = (tmp_path / "stuck.log").read_text().split("\n", 1)
     assert rest == "so far\n"  # it was interrupted before it was ended
