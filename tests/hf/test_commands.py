@@ -329,6 +329,7 @@ def test_a_turning_text_is_written_as_dictated_and_is_predictable_for_its_half(m
     assert lookup.stats.accepted_length > 1.4  # eight at a time for a third of the text, then one
 
 
+@pytest.mark.slow
 def test_the_planner_is_measured_on_texts_that_turn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     small = ["--planner", "--max-context", "256", "--new-tokens", "4", "--prompts", "1", "--quiet"]

@@ -131,6 +131,7 @@ def test_greedy_agreement(pair: Pair) -> None:
     assert agreement(target, draft, prompts, new=32) > AGREEMENT_FLOOR
 
 
+@pytest.mark.slow
 def test_the_model_sees_past_8k(pair: Pair) -> None:
     target = pair[0]
     ids = prompt(8448, 0)
@@ -182,6 +183,7 @@ def test_resuming_gives_the_same_weights(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

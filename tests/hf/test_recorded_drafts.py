@@ -106,6 +106,7 @@ def test_rows_that_leave_begin_new_recordings(models: Models, monkeypatch: pytes
     assert len({rows for rows, *_ in ran.rounds}) > 1 and ran.replays["draft"] > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grows", ["draft", "target"])
 def test_a_store_that_grows_begins_new_recordings(models: Models, monkeypatch: pytest.MonkeyPatch, grows: str) -> None:
     """What was recorded stands on memory that was left, be it the draft's alone."""

@@ -65,6 +65,7 @@ def test_rows_that_leave_begin_new_recordings(models: Models, recording: None) -
     assert ran.replays["draft"] >= 4 and ran.replays["verify"] >= 4
 
 
+@pytest.mark.slow
 def test_pages_that_grow_begin_new_recordings(models: Models, recording: None) -> None:
     """What was recorded stands on memory that was left: a replay of it would write where nobody reads."""
     call = {**prompt(2), "max_new_tokens": 3 * PAGE}

@@ -107,6 +107,7 @@ def test_another_version_of_the_compiler_is_another_library(cache: Path, monkeyp
     assert key == building._key("tree_attention", ["cc"], "cc 12.2", None)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(cache: Path) -> None:
     program = (
         "from specplug_kernels.native import build as b; from specplug_kernels.native.library import load;"
