@@ -1,7 +1,7 @@
 # Everything from a bare machine: Python 3.11 or newer, pip, make, gcc.
 #
 #   make demo        see a model write the same text faster
-#   make test        the tests that fit in ten minutes on two cores; test-full: all of them
+#   make test        the tests that are not marked slow; test-full: all of them
 #   make lint        ruff (lint and format) and mypy
 #   make conformance the conformance suite on everything built in, thoroughly
 #   make bench       every case of the goals, measured
