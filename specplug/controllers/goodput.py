@@ -15,23 +15,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm, Controller, Plan, Prediction
 from specplug.controllers.beliefs import Beliefs, later_of
 from specplug.controllers.memory import Memory
-from specplug.controllers.option import Option, Standing, reason_to_try, situation_of, widest
+from specplug.controllers.option import Option, Standing, nothing, reason_to_try, situation_of, widest
 from specplug.controllers.prices import Prices
 from specplug.controllers.reading import Reading
 from specplug.controllers.rehearsal import Rehearsal
 from specplug.controllers.rows import sizes_by_row
-from specplug.controllers.trees import Candidate, candidates, entire, in_streaks, nodes_of, shape_of
+from specplug.controllers.trees import COARSE, FINE, Candidate, candidates, entire, in_streaks, nodes_of, shape_of
 from specplug.host import Batch, Host
 from specplug.round import Round
 from specplug.tree import ROOT_ONLY
 
 STRANGE = 0.7  # share of what was seen of others that does not count for a row that nothing was seen of
+SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
+UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
+RISK = 1.25  # how much more reading counts than it takes: it cannot be undone when the draft turns out worse than believed
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 
@@ -46,7 +50,7 @@ class Goodput(Controller):
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
-    gamble: float = 0.08  # share of the time that the best would take, for a draft to read that nothing was seen of
+    gamble: float = 0.08  # share of the time that the best would take that a draft may read for on a mere hope
 
     needs_baseline = True
     resizes = True
@@ -64,6 +68,7 @@ class Goodput(Controller):
         self._current: str | None = None
         self._standing: Standing | None = None
         self._rehearsal = Rehearsal(self.arms)
+        self._finished = 0  # rounds of this generation
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
 
     def plan(self, batch: Batch) -> Plan:
@@ -133,10 +138,12 @@ class Goodput(Controller):
         """Seconds that a round of `option` will probably lose."""
         if option is plain:
             return max(0.0, plain.seconds * (1 - plain.rate / best.rate))
-        little = not option.samples and option.reading <= self.gamble * room / best.rate
+        little = option.reading <= self.gamble * room / best.rate
         # what it reads is not lost if this generation will pay for it, for all that is believed of it
-        read = 0.0 if little or option.rate > best.rate else option.reading
+        read = 0.0 if option.rate > best.rate or (little and not option.samples) else option.reading
         if option.samples:
+            if read and not little:
+                return math.inf  # whatever was saved before, this generation would not get it back
             return read + max(0.0, option.seconds * (1 - option.rate / best.rate))
         loss = read + plain.seconds * (1.0 if option.arm.drafter.drafts_with_model else 0.3)
         # once its caches have caught up: do not let that have been for nothing
@@ -149,9 +156,9 @@ class Goodput(Controller):
         if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
             if not waited:
                 return None  # measured just now; whatever else is about as good must get its round, too
-            # a generation's first rounds are slow: one too dear by them would never be looked at again, were doubt not to grow
-            doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(self._prices.plain_tried(), 1))
-            return replace(option, tokens=1 + min(0.5, doubt))
+            settled = self._prices.plain_settled()
+            doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(settled, 1))
+            return replace(option, tokens=1 + min(0.5, doubt if settled else doubt + UNSETTLED))
         known = self._beliefs.of(option.arm, batch.sampling).rows.counts
         strangers = sum(row not in known for row in batch.rows) / batch.num_rows
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
@@ -161,7 +168,7 @@ class Goodput(Controller):
         """`arm` with its best tree; None if it cannot pay here."""
         plain = self._prices.plain
         if arm is self._baseline:
-            return Option(arm, ROOT_ONLY, 1.0, plain)
+            return Option(arm, nothing, 1.0, plain)
         if batch.context < arm.min_context or batch.room < 2:
             return None
         reading = self._reading.seconds(arm, batch, plain)
@@ -174,14 +181,15 @@ class Goodput(Controller):
         if arm.drafter.indivisible:
             trees = entire(first, later, arm.shape)
         else:
-            trees = candidates(first, later, chain, size, min(arm.shape.depth, batch.room - 1))
+            depth = min(arm.shape.depth, batch.room - 1)
+            trees = candidates(first, later, chain, size, depth, COARSE if doubt else FINE)
         proposing = seen.proposing
         if chain and seen.streaks.hold(batch.rows):
             trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
 
         def whole(full: float, tokens: float) -> float:
             """A drafter that finds nothing to propose costs a plain round; what is read once serves all that are left."""
-            return proposing * full + (1 - proposing) * plain + reading * tokens / batch.room
+            return proposing * full + (1 - proposing) * plain + RISK * reading * tokens / batch.room
 
         costs = [
             whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees, doubt), strict=True)
@@ -191,7 +199,8 @@ class Goodput(Controller):
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for
             wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
             return replace(self._sized(arm, batch, seen, wider, whole), reading=reading)
-        return Option(arm, shape_of(first, later, chain, tree), tree.tokens, seconds, seen.samples, reading=reading)
+        grown = partial(shape_of, first, later, chain, tree)
+        return Option(arm, grown, tree.tokens, seconds, seen.samples, reading=reading)
 
     def _sized(
         self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate, whole: Callable[[float, float], float]
@@ -204,8 +213,8 @@ class Goodput(Controller):
 
         ratios = [seen.of_row(row) for row in batch.rows]
         sizes, tokens = sizes_by_row(nodes_of(first, later, chain, tree), ratios, seconds)
-        shape = shape_of(first, later, chain, tree)
-        return Option(arm, shape, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)
+        grown = partial(shape_of, first, later, chain, tree)
+        return Option(arm, grown, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)
 
     def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
         """The best of one drafter's trees, with the seconds of a round."""
@@ -229,7 +238,8 @@ class Goodput(Controller):
         if finished.plan.shape.size:
             self._beliefs.of(arm, batch.sampling).observe(finished)
         if caught_up and not read:
-            self._prices.observe(finished, situation)
+            self._prices.observe(finished, situation, settling=self._finished < SETTLING)
+        self._finished += 1
 
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from specplug.controllers.base import Arm, Plan, Prediction
 from specplug.host import Batch
-from specplug.tree import TreeShape
+from specplug.tree import ROOT_ONLY, TreeShape
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """An arm with the tree that suits it best now. `tokens` expected a row, `seconds` predicted for the round.
 
+    `grown` makes the tree: most options are only compared.
     `reading`: of the seconds, those that its draft reads before the first round, for one only; `seconds` has its share of them.
     `reason`: why it was chosen, in a few words; empty as long as it is not.
     """
 
     arm: Arm
-    shape: TreeShape
+    grown: Callable[[], TreeShape]
     tokens: float
     seconds: float
     samples: float = 0.0  # rows and rounds that were seen of it and still count
     sizes: tuple[int, ...] | None = None  # of each row, where they differ
     reading: float = 0.0
     reason: str = ""
+
+    @property
+    def shape(self) -> TreeShape:
+        """The tree that every row gets at most."""
+        return self.grown()
 
     @property
     def rate(self) -> float:
@@ -54,6 +60,11 @@ class Standing:
     until: int
     option: Option
     streak: bool
+
+
+def nothing() -> TreeShape:
+    """The tree of plain decoding."""
+    return ROOT_ONLY
 
 
 def reason_to_try(option: Option) -> str:

@@ -1,4 +1,4 @@
-"""What rounds cost, in a planner's words: arms and trees for a batch. Nothing is priced twice in one look."""
+"""What rounds cost, in a planner's words: arms and trees for a batch."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ class Prices:
         self._cost, self._padded_tokens = cost, padded_tokens
         self._budgets = {arm.label: arm.drafter.budget for arm in arms}
         self._plain_label = arms[-1].label
-        self._found: dict[tuple[str, int, int], float] = {}
         self._plain: float | None = None
 
     def look(self, batch: Batch, situation: Hashable) -> None:
         """Everything is priced for `batch`, and by what was learnt until now."""
-        self._batch, self._situation = batch, situation
-        self._found.clear()
-        self._plain = None
+        self._batch, self._situation, self._plain = batch, situation, None
 
     @property
     def plain(self) -> float:
         """A round that verifies nothing."""
         if self._plain is None:
-            self._plain = self._cost.seconds(self._plain_round(self._batch), self._situation)
+            self._plain = self._cost.plain(self._plain_round(self._batch), self._situation)
         return self._plain
 
     def plain_tried(self) -> int:
         """Plain rounds that were measured in this situation."""
         return self._cost.tried(self._plain_round(self._batch), self._situation)
+
+    def plain_settled(self) -> int:
+        """Of them, those that were no generation's first ones."""
+        return self._cost.settled(self._situation)
 
     def knows(self) -> bool:
         """Whether rounds of another situation were measured."""
@@ -48,23 +49,18 @@ class Prices:
 
     def trees(self, arm: Arm, trees: Sequence[Candidate], doubt: float = 0.0) -> list[float]:
         """Rounds in which every row gets the tree, by tree. `doubt`: see `OnlineCost.price`."""
-        label, rows = arm.label, self._batch.num_rows
-        if doubt:
-            doubted = [self._round(arm, self._batch, rows * (tree.size + 1), tree.depth) for tree in trees]
-            return self._cost.price(doubted, self._situation, doubt)
-        found = self._found
-        new = dict.fromkeys(key for tree in trees if (key := (label, tree.size, tree.depth)) not in found)
-        works = [self._round(arm, self._batch, rows * (size + 1), depth) for _, size, depth in new]
-        found.update(zip(new, self._cost.price(works, self._situation), strict=True))
-        return [found[label, tree.size, tree.depth] for tree in trees]
+        rows, like = self._batch.num_rows, self._round(arm, self._batch, 0, 0)
+        steps = arm.drafter.drafts_with_model
+        sizes = [(rows * (tree.size + 1), tree.depth if steps else 0) for tree in trees]
+        return self._cost.price(like, sizes, self._situation, doubt)
 
     def shared(self, arm: Arm, tree: Candidate, count: int) -> float:
         """A round in which all rows together verify `count` draft tokens of `tree`, and no more depth than it has."""
         work = self._round(arm, self._batch, self._batch.num_rows + count, tree.depth)
         return self._cost.seconds(work, self._situation)
 
-    def observe(self, finished: Round, situation: Hashable) -> None:
-        """A round took so long."""
+    def observe(self, finished: Round, situation: Hashable, settling: bool) -> None:
+        """A round took so long. `settling`: see `OnlineCost.observe`."""
         plan, batch = finished.plan, finished.batch
         if plan.sizes is None:
             tokens = batch.num_rows * finished.trees.num_nodes
@@ -73,7 +69,7 @@ class Prices:
         work = self._round(plan.arm, batch, tokens, plan.shape.depth)
         if finished.trees.num_nodes == 1:
             work = self._plain_round(batch)
-        self._cost.observe(work, situation, finished.seconds.work)
+        self._cost.observe(work, situation, finished.seconds.work, settling)
 
     def _plain_round(self, batch: Batch) -> Scale:
         return Scale(self._plain_label, batch.num_rows, batch.num_rows, 0, batch.num_rows * batch.context)

@@ -13,7 +13,8 @@ from specplug.trees.sequoia import grow
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 DEPTHS = (1, 2, 3, 4, 6, 8)
-DIGITS = 2  # acceptance is rounded to so many: trees that differ by less are not worth another shape
+FINE = 50  # acceptance is rounded to 1 / 50: trees that differ by less are not worth another shape
+COARSE = 20  # where it is a hope only
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,15 @@ class Candidate:
 
 
 def candidates(
-    first: Sequence[float], later: Sequence[float], chain: bool, size: int, depth: int
+    first: Sequence[float], later: Sequence[float], chain: bool, size: int, depth: int, grid: int = FINE
 ) -> tuple[Candidate, ...]:
-    """Every tree worth pricing of at most `size` draft tokens and `depth`. `chain`: no node has a sibling."""
-    return _candidates(_rounded(first[:depth]), () if chain else _rounded(later), size, depth)
+    """Every tree worth pricing of at most `size` draft tokens and `depth`. `chain`: no node has a sibling.
+
+    `grid`: acceptance is rounded to 1 / `grid`; chains need no rounding.
+    """
+    if chain:
+        return _chains(first, min(size, depth))
+    return _candidates(_rounded(first[:depth], grid), _rounded(later, grid), size, depth)
 
 
 def entire(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> tuple[Candidate, ...]:
@@ -70,8 +76,8 @@ def nodes_of(first: Sequence[float], later: Sequence[float], chain: bool, chosen
     return found
 
 
-def _rounded(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(round(value, DIGITS) for value in values)
+def _rounded(values: Sequence[float], grid: int = FINE) -> tuple[float, ...]:
+    return tuple(round(value * grid) / grid for value in values)
 
 
 def _levels(first: Sequence[float], later: Sequence[float]) -> list[tuple[float, ...]]:
@@ -85,12 +91,22 @@ def _levels(first: Sequence[float], later: Sequence[float]) -> list[tuple[float,
     return levels
 
 
+def _chains(first: Sequence[float], longest: int) -> tuple[Candidate, ...]:
+    reached = tokens = 1.0
+    found = []
+    for size in range(1, longest + 1):
+        reached *= first[min(size, len(first)) - 1]
+        tokens += reached
+        if size in SIZES or size == longest:
+            found.append(Candidate(size, size, tokens, longest))
+    return tuple(found)
+
+
 @lru_cache(maxsize=512)
 def _candidates(first: tuple[float, ...], later: tuple[float, ...], size: int, depth: int) -> tuple[Candidate, ...]:
     levels = _levels(first, later)
     found: dict[tuple[int, int], Candidate] = {}
-    caps = [depth] if not later else sorted({cap for cap in DEPTHS if cap < depth} | {depth})
-    for cap in caps:
+    for cap in sorted({cap for cap in DEPTHS if cap < depth} | {depth}):
         tokens, depths, deepest = 1.0, [0], 0
         for count, (parent, probability) in enumerate(grow(levels, size, cap), start=1):
             depths.append(depths[parent] + 1)

@@ -6,12 +6,10 @@ adaptive form; SmartSpec, arXiv 2406.14066, section 4).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """One forward over a batch.
 
     `rows`: B. `tokens`: query tokens over all rows, padding included; a decode step has `rows`. `context`: KV entries

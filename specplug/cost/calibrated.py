@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specplug.cost.base import Load
 from specplug.cost.fitted import FittedCost
@@ -35,7 +35,7 @@ class Prior:
     def draft(self, drafter: str, load: Load) -> float:
         known = self.drafts[drafter]
         if known.budget is not None:
-            load = replace(load, context=min(load.context, load.rows * known.budget))
+            load = load._replace(context=min(load.context, load.rows * known.budget))
         return known.share * self.cost.target(load) if known.part is None else self.cost.draft(known.part, load)
 
     def overhead(self, rows: int) -> float:
@@ -55,10 +55,10 @@ class Calibrated(OnlineCost):
         believed = BELIEVED if work.nodes == work.rows else 0
         return believed + OnlineCost.tried(self, work, situation)
 
-    def observe(self, work: Scale, situation: Hashable, seconds: float) -> None:
-        if situation not in self.situations:
+    def observe(self, work: Scale, situation: Hashable, seconds: float, settling: bool = False) -> None:
+        if not settling and not self.settled(situation):
             surprise = math.log(max(seconds, 1e-9) / self.seconds(work, situation))
-            self.situations[situation] = place = Correction(self._world.value)
+            place = self.situations.setdefault(situation, Correction(self._world.value))
             place.learn(surprise, 0.1, belief=0.0)
             self._world.learn(surprise, 0.02, belief=0.0)
-        OnlineCost.observe(self, work, situation, seconds)
+        OnlineCost.observe(self, work, situation, seconds, settling)

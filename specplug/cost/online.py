@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from specplug.cost.base import CostModel, Load
 from specplug.tree import TreeShape
@@ -24,8 +25,7 @@ PECULIAR = 0.01  # variance of what a kind of round takes over the sum of its pa
 MOST = 4.0  # no factor is believed beyond e to this: a part that costs nothing must be able to come back
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(NamedTuple):
     """One round to be priced: who drafts what for how many rows, and what they read."""
 
     drafter: str
@@ -42,7 +42,11 @@ class Scale:
     @property
     def draft(self) -> Load:
         """One level of the draft."""
-        widest = max(self.rows, (self.nodes - self.rows) // max(1, self.depth))
+        return self.level(self.nodes, self.depth)
+
+    def level(self, nodes: int, depth: int) -> Load:
+        """The same of a round with so many nodes and levels."""
+        widest = max(self.rows, (nodes - self.rows) // max(1, depth))
         seen = self.context if self.budget is None else min(self.context, self.rows * self.budget)
         return Load(self.rows, widest, seen)
 
@@ -63,6 +67,11 @@ class Correction:
 
     value: float = 0.0
     seen: int = 0
+
+    def stand_in(self, surprise: float) -> None:
+        """As long as nothing better was seen, what was seen last counts, and nothing of it is kept."""
+        if not self.seen:
+            self.value += surprise
 
     def learn(self, surprise: float, slowest: float, belief: float = 1.0) -> None:
         """Move by a share of `surprise`: at first as if the start were worth `belief` rounds, later by at least `slowest`."""
@@ -90,18 +99,13 @@ class Factor:
         self.variance = max(self.least, self.variance * (1 - gain * share))
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+class _Parts(NamedTuple):
     """Seconds of a round's parts, their factors included."""
 
     plain: float
     tree: float = 0.0
     further: float = 0.0
     draft: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.plain + self.tree + self.further + self.draft
 
 
 @dataclass(slots=True)
@@ -133,70 +137,112 @@ class OnlineCost:
     situations: dict[Hashable, Correction] = field(default_factory=dict)
     trees: dict[Hashable, Tree] = field(default_factory=dict)  # by situation
     drafters: dict[str, Factor] = field(default_factory=dict)
-    kinds: dict[Hashable, Kind] = field(default_factory=dict)
+    kinds: dict[Hashable, dict[tuple[str, int, int], Kind]] = field(default_factory=dict)  # by situation
     _world: Correction = field(default_factory=Correction)
     _everywhere: Tree = field(default_factory=Tree)  # as learnt last, anywhere
 
     def seconds(self, work: Scale, situation: Hashable) -> float:
         """What a round will take."""
-        return self.price([work], situation)[0]
+        return self.price(work, [(work.nodes, work.depth)], situation)[0]
+
+    def price(
+        self, like: Scale, sizes: Sequence[tuple[int, int]], situation: Hashable, doubt: float = 0.0
+    ) -> list[float]:
+        """Seconds of rounds `like` one but for their nodes, over all rows, and depth.
+
+        `doubt` in [0, 1]: how far to forget what made them dearer than was thought at first.
+        """
+        ground, kinds = self._ground(like, situation, doubt), self.kinds.get(situation, {})
+        verifies: dict[int, float] = {}  # many trees have as many nodes
+        found, drafter, rows = [], like.drafter, like.rows
+        for nodes, depth in sizes:
+            verify = verifies.get(nodes)
+            if verify is None:
+                verify = verifies[nodes] = ground.plain + sum(ground.verify(nodes))
+            seconds = verify + ground.draft(nodes, depth) if depth else verify
+            kind = kinds.get((drafter, round(nodes / rows), depth))
+            found.append(seconds if kind is None else seconds * math.exp(kind.factor.value * (1 - doubt)))
+        return found
+
+    def plain(self, work: Scale, situation: Hashable) -> float:
+        """What plain decoding of the rows of `work` will take."""
+        return self._ground(work, situation).plain
+
+    def tried(self, work: Scale, situation: Hashable) -> int:
+        """Rounds of this kind that were measured in this situation."""
+        found = self.kinds.get(situation, {}).get(work.kind)
+        return 0 if found is None else found.seen
+
+    def settled(self, situation: Hashable) -> int:
+        """Rounds of plain decoding that were measured in this situation, none of them a generation's first."""
+        place = self.situations.get(situation)
+        return 0 if place is None else place.seen
 
     def knows(self, situation: Hashable) -> bool:
         """Whether rounds of another situation were measured: one round then confirms what they say of this one."""
         return any(other != situation for other in self.situations)
 
-    def price(self, works: Sequence[Scale], situation: Hashable, doubt: float = 0.0) -> list[float]:
-        """`seconds` of several rounds. `doubt` in [0, 1]: how far to forget what made them dearer than was thought at first."""
-        return [
-            self._parts(work, situation, doubt).total * self._peculiar(work, situation) ** (1 - doubt) for work in works
-        ]
-
-    def tried(self, work: Scale, situation: Hashable) -> int:
-        """Rounds of this kind that were measured in this situation."""
-        found = self.kinds.get((situation, work.kind))
-        return 0 if found is None else found.seen
-
-    def observe(self, work: Scale, situation: Hashable, seconds: float) -> None:
-        """A round took so long."""
-        parts = self._parts(work, situation)
-        surprise = math.log(max(seconds, 1e-9) / (parts.total * self._peculiar(work, situation)))
-        kind = self.kinds.setdefault((situation, work.kind), Kind())
+    def observe(self, work: Scale, situation: Hashable, seconds: float, settling: bool = False) -> None:
+        """A round took so long. `settling`: a generation's first ones, slower than those to come; better than nothing."""
+        parts = self._ground(work, situation).parts(work.nodes, work.depth)
+        kind = self.kinds.setdefault(situation, {}).setdefault(work.kind, Kind())
         kind.seen += 1
+        surprise = math.log(max(seconds, 1e-9) / (sum(parts) * math.exp(kind.factor.value)))
         place = self.situations.setdefault(situation, Correction(self._world.value))
-        if work.nodes == work.rows:  # plain decoding: the scale of everything here
+        if settling:
+            place.stand_in(surprise)
+            self._world.stand_in(surprise)
+        elif work.nodes == work.rows:  # plain decoding: the scale of everything here
             place.learn(surprise, 0.1, belief=0.0)
             self._world.learn(surprise, 0.02, belief=0.0)
-            return
-        surprise = max(-SURPRISE, min(SURPRISE, surprise))
-        tree = self.trees.setdefault(situation, self._everywhere.elsewhere())
-        learning = [
-            (kind.factor, 1.0),
-            (tree.first, parts.tree / parts.total),
-            (tree.further, parts.further / parts.total),
-        ]
+        else:
+            self._learn(work, situation, parts, kind, max(-SURPRISE, min(SURPRISE, surprise)))
+
+    def _learn(self, work: Scale, situation: Hashable, parts: _Parts, kind: Kind, surprise: float) -> None:
+        """What a round with a tree says of its parts."""
+        tree, total = self.trees.setdefault(situation, self._everywhere.elsewhere()), sum(parts)
+        learning = [(kind.factor, 1.0), (tree.first, parts.tree / total), (tree.further, parts.further / total)]
         if work.depth:
-            learning.append((self.drafters.setdefault(work.drafter, Factor()), parts.draft / parts.total))
+            learning.append((self.drafters.setdefault(work.drafter, Factor()), parts.draft / total))
         variance = NOISE + sum(factor.variance * share**2 for factor, share in learning)
         for factor, share in learning:
             factor.learn(surprise, share, variance)
         self._everywhere = tree
 
-    def _peculiar(self, work: Scale, situation: Hashable) -> float:
-        """What a kind of round takes over the sum of its parts."""
-        found = self.kinds.get((situation, work.kind))
-        return 1.0 if found is None else math.exp(found.factor.value)
-
-    def _parts(self, work: Scale, situation: Hashable, doubt: float = 0.0) -> _Parts:
+    def _ground(self, work: Scale, situation: Hashable, doubt: float = 0.0) -> _Ground:
         scale = math.exp(self.situations.get(situation, self._world).value)
         single = self.prior.target(Load(work.rows, work.rows, work.context))
         plain = scale * (single + self.prior.overhead(work.rows))
-        if work.nodes == work.rows:
-            return _Parts(plain)
-        known = self.trees.get(situation, self._everywhere)
-        first = self.first * plain * known.first.times(doubt)
-        further = scale * known.further.times(doubt) * max(0.0, self.prior.target(work.target) - single)
-        if not work.depth:
-            return _Parts(plain, first, further)
-        drafter = self.drafters.get(work.drafter)
-        level = self.prior.draft(work.drafter, work.draft) * (drafter.times(doubt) if drafter else 1.0)
-        return _Parts(plain, first, further, scale * work.depth * level)
+        known, drafter = self.trees.get(situation, self._everywhere), self.drafters.get(work.drafter)
+        tree, further = self.first * plain * known.first.times(doubt), scale * known.further.times(doubt)
+        level = scale * (drafter.times(doubt) if drafter else 1.0)
+        return _Ground(self.prior, work, single, plain, tree, further, level)
+
+
+class _Ground(NamedTuple):
+    """What all rounds of a drafter for a batch have in common: seconds, and factors on what the prior says of the rest."""
+
+    prior: CostModel
+    work: Scale
+    single: float  # of a plain forward, for the prior
+    plain: float
+    tree: float
+    further: float
+    level: float
+
+    def verify(self, nodes: int) -> tuple[float, float]:
+        """What verifying `nodes` over all rows takes beside plain decoding: as a tree is there, and as it has so many nodes."""
+        work = self.work
+        if nodes == work.rows:
+            return 0.0, 0.0
+        more = self.prior.target(Load(work.rows, nodes, work.context)) - self.single
+        return self.tree, self.further * max(0.0, more)
+
+    def draft(self, nodes: int, depth: int) -> float:
+        """`depth` forwards of the draft, for so many nodes."""
+        return self.level * depth * self.prior.draft(self.work.drafter, self.work.level(nodes, depth))
+
+    def parts(self, nodes: int, depth: int) -> _Parts:
+        """Of a round that verifies `nodes` over all rows, behind `depth` forwards of the draft."""
+        drafts = depth and nodes > self.work.rows
+        return _Parts(self.plain, *self.verify(nodes), self.draft(nodes, depth) if drafts else 0.0)

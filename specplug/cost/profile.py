@@ -68,7 +68,7 @@ class Profile:
 
     def as_json(self) -> str:
         """Everything, for `Profile.parse`."""
-        grid = [{"part": s.part, **asdict(s.load), "seconds": s.seconds} for s in self.samples]
+        grid = [{"part": s.part, **s.load._asdict(), "seconds": s.seconds} for s in self.samples]
         plain = {
             "format": FORMAT,
             **{name: getattr(self, name) for name in ("model", "device", "dtype", "kernel", "measured")},

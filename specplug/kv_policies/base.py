@@ -76,7 +76,7 @@ class Chooser(Protocol):
         ...
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Only the batch rows `rows` (ascending) stay."""
+        """Only the batch rows `rows` stay, in this order."""
         ...
 
 

@@ -200,14 +200,16 @@ def test_a_good_draft_is_kept():
     assert spent["lookup"] > 0.8 * sum(spent.values())
 
 
-@pytest.mark.parametrize(("rows", "gained"), [(1, 1.5), (8, 1.01)])
+@pytest.mark.parametrize(("rows", "gained"), [(1, 2.2), (8, 1.04)])
 def test_goodput_comes_back_when_conditions_change(rows, gained):
     """Lookup finds nothing for 1000 tokens (prose), then nearly everything (the text begins to repeat itself)."""
     world = World(model=0.05, lookup=lambda written: 0.0 if written < 1000 else 0.85)
-    for seed in range(4):
+    later = []
+    for seed in range(8):
         assert simulate(world, 1000, seed=seed, rows=rows)[0] > 0.94
         whole = simulate(world, 3000, seed=seed, rows=rows)
-        assert 2000 / (3000 / whole[0] - 1000) > gained  # of up to 3.3 and 1.3
+        later.append(2000 / (3000 / whole[0] - 1000))
+    assert sum(later) / len(later) > gained and min(later) > 0.98  # of up to 3.3 and 1.3
 
 
 @pytest.mark.parametrize(("rows", "good"), [(1, 2.4), (8, 1.15)])

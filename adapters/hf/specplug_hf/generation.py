@@ -40,10 +40,9 @@ from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.skipping import check_layers, num_layers
-from specplug_hf.store import KVStore
+from specplug_hf.store import SCRATCH, KVStore, slots_for
 from specplug_hf.support import check_architecture, check_positions, check_request
 
-SCRATCH = 64  # slots beyond the prompt that a store starts with
 
 
 def generate(
@@ -202,7 +201,9 @@ class Generation:
         first = [0] * rows if slots is None else (slots >= 0).int().argmax(1).tolist()
         shifts = _shifts(slots, lengths, first)
         storage = self.forward.storage if shifts is None else KVStore  # pages know no holes in a prompt
-        store = take_over(cache, columns, slots, columns + SCRATCH, not self.cache_is_users, storage)
+        room = max(1, self.config.max_length - self.input_ids.shape[1])
+        store = take_over(cache, columns, slots, slots_for(columns, room), not self.cache_is_users, storage)
+        store.expect(columns + room + SCRATCH)
         skipped = columns - self.input_ids.shape[1]  # columns that a cache passed in already held
         return Prompt(
             store=store,

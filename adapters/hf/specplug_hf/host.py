@@ -27,7 +27,7 @@ from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.runners import ModelRunner, SelfRunner
-from specplug_hf.store import KVStore
+from specplug_hf.store import KVStore, compacted
 from specplug_hf.tokenizer import tokenize
 from specplug_hf.views import FullView
 
@@ -252,11 +252,11 @@ class HFHost:
         self.store.move(source, torch.where(real, lengths + column, source))
 
     def drop_finished(self) -> tuple[int, ...]:
-        """Rows that need no more rounds leave; the others move together."""
+        """Rows that need no more rounds leave; others move into their places."""
         active = set(self.progress.active)
         if len(active) == len(self.rows):
             return ()
-        keep = [place for place, row in enumerate(self.rows) if row in active]
+        keep = compacted([place for place, row in enumerate(self.rows) if row in active])
         gone = tuple(row for row in self.rows if row not in active)
         self.records.retire(self, gone)  # what is returned may need their KV
         if keep:
@@ -291,7 +291,7 @@ class HFHost:
         return arrange
 
     def keep_rows(self, keep: list[int]) -> None:
-        """Only the batch rows `keep` stay."""
+        """Only the batch rows `keep` stay, in this order."""
         index = torch.tensor(keep, device=self.device)
         self.store.keep_rows(keep)
         for follower in (*self.runners, *self._observers):

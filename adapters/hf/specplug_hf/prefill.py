@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from specplug import UnsupportedError
 from specplug_hf.nodes import Storage
-from specplug_hf.store import KVStore, LayerKV
+from specplug_hf.store import SCRATCH, KVStore, LayerKV, slots_for
 from specplug_hf.views import RingView
 
 # Layers whose content is plain keys and values of consecutive columns, the last ones at least.
@@ -110,9 +110,12 @@ class PrefillRows:
 
 
 def prefill_rows(
-    model: PreTrainedModel, rows: PrefillRows, ring: RingView | None, slack: int, storage: Storage = KVStore
+    model: PreTrainedModel, rows: PrefillRows, ring: RingView | None, room: int, storage: Storage = KVStore
 ) -> KVStore:
-    """Read `rows` with `model` and return its store: slot = rank of the token, or the ring's slots."""
+    """Read `rows` with `model` and return its store: slot = rank of the token, or the ring's slots.
+
+    `room`: tokens that a row may still take.
+    """
     tokens, mask = rows.left_padded()
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     check_cache(cache)
@@ -124,8 +127,10 @@ def prefill_rows(
     slots = slots_of(mask)
     width = tokens.shape[1]
     if ring is None:
-        return take_over(cache, width, slots, width + slack, release=True, storage=storage)
+        store = take_over(cache, width, slots, slots_for(width, room), release=True, storage=storage)
+        store.expect(width + room + SCRATCH)
+        return store
     place = torch.arange(width, device=tokens.device).expand(len(tokens), -1) if slots is None else slots
     lengths = torch.tensor(rows.counts, device=tokens.device)[:, None]
     kept = (place >= 0) & ((place < ring.sink) | (place >= lengths - ring.window))
-    return take_over(cache, width, torch.where(kept, ring.slots(place), -1), ring.size + slack, release=True)
+    return take_over(cache, width, torch.where(kept, ring.slots(place), -1), ring.size + SCRATCH, release=True)

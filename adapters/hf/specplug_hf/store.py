@@ -16,6 +16,23 @@ from specplug_kernels import commit_kv, write_kv
 LayerKV = tuple[Tensor, Tensor]  # keys [B, H, n, D], values [B, H, n, Dv]
 
 
+SCRATCH = 64  # slots for draft nodes behind what may be committed
+
+
+def slots_for(columns: int, room: int) -> int:
+    """Slots that a store of `columns` tokens starts with, `room` more of which a row may take: for all if that no more than
+    doubles it. So it rarely has to grow, and a long call that ends early has not paid for its length."""
+    return columns + min(columns, room) + SCRATCH
+
+
+def compacted(rows: Sequence[int]) -> list[int]:
+    """The batch rows that stay (ascending) in the order in which the fewest move: the last ones go where others left."""
+    count = len(rows)
+    movers = iter(row for row in rows if row >= count)
+    staying = {row for row in rows if row < count}
+    return [place if place in staying else next(movers) for place in range(count)]
+
+
 @dataclass(slots=True)
 class _Group:
     """Layers whose keys and values have one shape, stacked, so that moving entries is one operation for all of them."""
@@ -176,7 +193,7 @@ class KVStore:
         return type(self)(list(zip(self.keys, self.values, strict=True)), capacity)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only the batch rows `rows` (ascending), in place: a row moves down over one that left."""
+        """Keep only the batch rows `rows`, in place, as `compacted` orders them: a row moves only into the place of one that left."""
         for place, row in enumerate(rows):
             if place != row:
                 for group in self._groups:

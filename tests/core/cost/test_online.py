@@ -53,9 +53,22 @@ def test_neighbours_of_what_was_measured_move_along():
     assert cost.seconds(unseen, HERE) == pytest.approx(truth(unseen), rel=0.25)
     before = shown([plain()]).seconds(unseen, HERE)
     assert abs(cost.seconds(unseen, HERE) / truth(unseen) - 1) < abs(before / truth(unseen) - 1)
-    assert cost.price([unseen, drafted(5, 4)], HERE) == pytest.approx(
-        [cost.seconds(unseen, HERE), cost.seconds(drafted(5, 4), HERE)]
-    )
+    sizes = [(unseen.nodes, unseen.depth), (drafted(5, 4).nodes, 4), (plain().nodes, 0)]
+    apart = [cost.seconds(work, HERE) for work in (unseen, drafted(5, 4), plain())]
+    assert cost.price(unseen, sizes, HERE) == pytest.approx(apart)
+
+
+def test_the_first_rounds_of_a_generation_are_only_believed_until_others_are_seen():
+    cost = shown([plain()], rounds=0)
+    for factor in (1.6, 1.3):
+        cost.observe(plain(), HERE, factor * truth(plain()), settling=True)
+        assert cost.seconds(plain(), HERE) == pytest.approx(factor * truth(plain()))
+    assert cost.tried(plain(), HERE) == 2 and not cost.settled(HERE)
+    cost.observe(plain(), HERE, truth(plain()))
+    cost.observe(plain(), HERE, 1.5 * truth(plain()), settling=True)
+    cost.observe(drafted(5, 4), HERE, 1.5 * truth(drafted(5, 4)), settling=True)
+    assert cost.seconds(plain(), HERE) == pytest.approx(truth(plain())) and cost.settled(HERE) == 1
+    assert not cost.trees and not cost.drafters  # no part is made dearer by them
 
 
 def test_another_situation_starts_from_this_one():

@@ -19,7 +19,7 @@ PAGE = 64  # slots of a page: what a kernel looks up at once
 
 
 class PagedStore(KVStore):
-    """Memory [regions, capacity, H, D] a layer. The batch's row b lives in region `regions[b]`, ascending.
+    """Memory [regions, capacity, H, D] a layer. The batch's row b lives in region `regions[b]`.
 
     The same memory has pages of any size that divides the capacity: a whole text is read in pages of `PAGE`, a sparse
     selection of it in pages of one slot, and neither is copied for it. `kernel`: what reads it (`plan_paged_attention`).
@@ -81,11 +81,12 @@ class PagedStore(KVStore):
         return self._first[device]
 
     def pages(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Where each row's pages begin among all regions' [B + 1], and those pages in order, int32."""
+        """Where each row's pages begin in a list of pages [B + 1], and that list, int32."""
         if device not in self._pages:
-            each, total = self.capacity // PAGE, self.num_rows * self.capacity // PAGE
-            indptr = torch.tensor([*(region * each for region in self.regions), total], dtype=torch.int32)
-            self._pages[device] = indptr.to(device), torch.arange(total, dtype=torch.int32, device=device)
+            each, regions = self.capacity // PAGE, torch.tensor(self.regions, dtype=torch.int32)
+            indptr = torch.arange(len(regions) + 1, dtype=torch.int32) * each
+            pages = (regions[:, None] * each + torch.arange(each, dtype=torch.int32)).flatten()
+            self._pages[device] = indptr.to(device), pages.to(device)
         return self._pages[device]
 
     def step(self, view: View, lengths: list[int], *nodes: Any, **layout: Any) -> PagedStep:  # type: ignore[override]
@@ -110,7 +111,7 @@ class PagedStore(KVStore):
             commit_paged_kv(pools, (source + first).to(device), (target + first).to(device))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Only the batch rows `rows` (ascending) stay; the others' regions are left as they are."""
+        """Only the batch rows `rows` stay, in this order; nothing is moved."""
         self.regions = [self.regions[row] for row in rows]
         self._moved()
 

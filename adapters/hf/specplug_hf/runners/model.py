@@ -100,21 +100,22 @@ class ModelRunner(Runner):
         assert batch.history is not None
         starts, counts = self._unread()
         if not self.lengths:
-            self._prefill(batch.history, starts, [count - 1 for count in counts])
+            self._prefill(batch, starts, [count - 1 for count in counts])
             counts = [1] * batch.num_rows
         if self._sparse is not None:
             self._sparse.sync(self.lengths)
         return self._to_target(self._catch_up(batch.history, starts, counts))
 
-    def _prefill(self, history: Tensor, starts: list[int], counts: list[int]) -> None:
-        rows = PrefillRows(self._read(history), starts, counts)
+    def _prefill(self, batch: Batch, starts: list[int], counts: list[int]) -> None:
+        assert batch.history is not None
+        rows = PrefillRows(self._read(batch.history), starts, counts)
         ring = self.view if isinstance(self.view, RingView) else None
         self.lengths = list(counts)
         if ring is None or not self.policy.needs:
-            self.store = prefill_rows(self.forward.model, rows, ring, SLACK, self.forward.storage)
+            self.store = prefill_rows(self.forward.model, rows, ring, batch.room, self.forward.storage)
             return
         with nullcontext() if self._queries is None else self._queries.reading_prompt():
-            self._whole = prefill_rows(self.forward.model, rows, None, SLACK)
+            self._whole = prefill_rows(self.forward.model, rows, None, batch.room)
         if self._queries is not None:
             self._queries.settle_prompt(counts, self.device)
         rotation = None if ring.reach is None else rotation_of(self.forward.model)
