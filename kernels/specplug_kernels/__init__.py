@@ -31,7 +31,7 @@ from typing import Any
 
 from specplug_kernels.dispatch import available_kernels, explain, tree_attention
 from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, write_kv
-from specplug_kernels.linear_dispatch import explain_linear, most_skinny_rows, serves_weight, skinny_linear, try_linear
+from specplug_kernels.linear_dispatch import explain_linear, serves_weight, skinny_linear, skinny_rows, try_linear
 from specplug_kernels.paged_choice import PAGED_KERNELS
 from specplug_kernels.paged_dispatch import explain_paged, paged_tree_attention, plan_paged_attention
 from specplug_kernels.paging import PagedAttention, PagedRows, PagedShape, ScoreRule, ancestor_bitmap, paged_rows
@@ -50,12 +50,12 @@ __all__ = [
     "explain",
     "explain_linear",
     "explain_paged",
-    "most_skinny_rows",
     "paged_rows",
     "paged_tree_attention",
     "plan_paged_attention",
     "serves_weight",
     "skinny_linear",
+    "skinny_rows",
     "tree_attention",
     "tree_attention_reference",
     "try_linear",

@@ -12,16 +12,19 @@ from torch.nn import Parameter, functional
 
 from specplug_kernels.native.linear_library import LinearLibrary, linear_library
 from specplug_kernels.native.opening import DTYPES
-from specplug_kernels.processor import multiplies
+from specplug_kernels.processor import is_intel_avx512, multiplies
 
 LINEAR_KERNELS = ("auto", "native", "torch")
 """What ``kernel=`` accepts here."""
-LEAST_ROWS = 2
-MOST_ROWS = {torch.float32: 64, torch.bfloat16: 256, torch.float16: 256}
+ROWS = {torch.float32: range(2, 65), torch.bfloat16: range(2, 257), torch.float16: range(2, 257)}
 """Rows for which the compiled kernel takes less time than torch's, medians of pairs over weights that come from the third level of the
 cache or from memory, on a shared AMD EPYC machine (AVX2), one thread. fp32, 256 x 256 to 2048 x 2048: 0.45 to 0.7 of torch's for 2
 rows, 0.3 to 0.65 for 4, 0.55 to 0.8 for 16, 0.6 to 0.9 for 32, 0.7 to 1.05 for 64, the same for 128; with two threads less still. bf16
 and fp16: 0.45 to 0.7 for 2, 0.2 to 0.3 from 16 on, and no more were tried. One row is torch's: its time is that of reading the weights."""
+INTEL_ROWS = {torch.float32: range(4, 21), torch.bfloat16: range(2, 25), torch.float16: range(2, 21)}
+"""The same on an Intel Xeon with AVX-512 and no AMX, whose torch calls MKL at its best: fp32, 256 x 256 to 3072 x 256, 1.1 to 1.3 of torch's
+for 2 and 3 rows, 0.7 to 1.05 for 4 to 20, 1.1 to 1.5 from 24 to 96. bf16: 0.4 to 0.6 for 2, 0.7 to 0.9 for 16, 0.9 for 24, more from 32 on.
+fp16: 0.2 to 0.4 for 2, 0.6 to 1.0 for 16, more from 24 on."""
 LEAST_WEIGHTS = 4096
 """Below, either takes the time of the call itself."""
 _PLAIN = (Parameter, Tensor)  # a subclass (a quantised weight, a distributed one) computes in its own way
@@ -81,12 +84,15 @@ def explain_linear(rows: int, inputs: int, outputs: int, *, dtype: torch.dtype =
 
 def serves_weight(weight: Tensor) -> bool:
     """Whether there are numbers of rows for which :func:`try_linear` may compute with ``weight``. May compile, like the first call."""
-    return _why_not_weight(weight) is None and _better_torch(LEAST_ROWS, *weight.shape, weight.dtype) is None
+    return (
+        _why_not_weight(weight) is None
+        and _better_torch(skinny_rows(weight.dtype).start, *weight.shape, weight.dtype) is None
+    )
 
 
-def most_skinny_rows(dtype: torch.dtype) -> int:
-    """Rows up to which :func:`try_linear` may compute from ``dtype``; 0 if it never does."""
-    return MOST_ROWS.get(dtype, 0)
+def skinny_rows(dtype: torch.dtype) -> range:
+    """Rows for which :func:`try_linear` may compute from ``dtype`` on this processor; empty if it never does."""
+    return (INTEL_ROWS if is_intel_avx512() else ROWS).get(dtype, range(0))
 
 
 def why_not_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -154,8 +160,9 @@ def _better_torch(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> s
 
 
 def _why_not_sizes(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> str | None:
-    if not LEAST_ROWS <= rows <= MOST_ROWS[dtype]:
-        return f"{rows} rows, and {LEAST_ROWS} to {MOST_ROWS[dtype]} are faster compiled"
+    served = skinny_rows(dtype)
+    if rows not in served:
+        return f"{rows} rows, and {served.start} to {served.stop - 1} are faster compiled"
     if inputs * outputs < LEAST_WEIGHTS:
         return f"{inputs * outputs} weights, fewer than {LEAST_WEIGHTS}"
     return None
@@ -166,7 +173,7 @@ def _why_slow(loaded: LinearLibrary, dtype: torch.dtype) -> str | None:
         return "it is built without AVX2, with which it was measured"
     if not loaded.threads and torch.get_num_threads() > 1:
         return f"it is built without torch's OpenMP and would use one of {torch.get_num_threads()} threads"
-    if dtype is not torch.float32 and multiplies(dtype):
+    if dtype is not torch.float32 and multiplies(dtype) and not is_intel_avx512():
         return f"the processor multiplies in {dtype}, and on such a one it was not measured"
     return None
 

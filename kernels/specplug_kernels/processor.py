@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import torch
+
+
+@cache
+def is_intel_avx512() -> bool:
+    """Whether this is one of Intel's with AVX-512 and without AMX: torch's own products (MKL) are at their best there."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():
+        return False
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
 
 
 @cache

@@ -35,7 +35,9 @@ STRANGE = 0.7  # share of what was seen of others that does not count for a row 
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
-RISK = 1.25  # how much more reading counts than it takes: it cannot be undone when the draft turns out worse than believed
+RISK = (
+    1.25  # how much more reading counts than it takes: it cannot be undone when the draft turns out worse than believed
+)
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from specplug_kernels import explain_linear, serves_weight, skinny_linear, try_linear
+from specplug_kernels import explain_linear, serves_weight, skinny_linear, skinny_rows, try_linear
 from specplug_kernels.native import build as building
 from specplug_kernels.native import linear_library as loading
 from specplug_kernels.native.build import build, find_compiler
@@ -231,6 +231,8 @@ def test_autocast_is_torchs() -> None:
 
 def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_unless_chosen()
+    module = sys.modules[skinny_linear.__module__]
+    monkeypatch.setattr(module, "is_intel_avx512", lambda: False)
     assert explain_linear(5, 256, 704) == "native: 5 rows of 256 by 704: weights are read once, as they lie"
     for rows, inputs, outputs, dtype, because in (
         (1, 256, 704, torch.float32, "1 rows, and 2 to 64"),
@@ -241,12 +243,27 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
         assert explain_linear(rows, inputs, outputs, dtype=dtype).startswith("torch: ")
         assert because in explain_linear(rows, inputs, outputs, dtype=dtype)
         assert try_linear(*make(rows, outputs, inputs, dtype)) is None
-    module = sys.modules[skinny_linear.__module__]
     monkeypatch.setattr(module, "multiplies", lambda dtype: True)
     assert "multiplies in torch.bfloat16" in explain_linear(4, 256, 704, dtype=torch.bfloat16)
     assert not serves_weight(torch.zeros(64, 64, dtype=torch.bfloat16)) and serves_weight(torch.zeros(64, 64))
     monkeypatch.setattr(module, "multiplies", lambda dtype: False)
     assert explain_linear(4, 256, 704, dtype=torch.bfloat16).startswith("native: ")
+
+
+def test_where_torch_is_at_its_best_it_is_chosen_for_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_chosen()
+    module = sys.modules[skinny_linear.__module__]
+    for intel in (True, False):
+        monkeypatch.setattr(module, "is_intel_avx512", lambda: intel)
+        monkeypatch.setattr(module, "multiplies", lambda dtype: intel)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            served = skinny_rows(dtype)
+            assert (len(served) < 25) == intel
+            for rows in (served.start - 1, served.start, served.stop - 1, served.stop):
+                assert explain_linear(rows, 256, 704, dtype=dtype).startswith("native: ") == (rows in served)
+                assert (try_linear(*make(rows, 704, 256, dtype)) is not None) == (rows in served)
+            assert serves_weight(torch.zeros(64, 64, dtype=dtype))
+    assert not skinny_rows(torch.float64)
 
 
 def test_what_a_name_gets() -> None:
@@ -304,11 +321,12 @@ FAULTS = {
     "another struct": ("return sizeof(struct call);", "return 8;", "its arguments take 8 bytes"),
     "no tail": ("memcpy(rest[o], weight[o] + k * size, (inputs - k) * size);", "", "off by"),
     "a tail too long": ("(inputs - k) * size);", "(inputs - k - 1) * size);", "off by"),
-    "bias dropped": ("found[o * rows + r] + bias", "found[o * rows + r]", "off by"),
-    "bias of another output": ("call->bias + (output + o) * size", "call->bias + output * size", "off by"),
+    "bias dropped": ("call->bias ? call->bias + output * size : NULL;", "NULL;", "off by"),
+    "bias of another output": ("call->bias + output * size", "call->bias", "off by"),
+    "an output twice": ("sum[(o + 1) * rows + r]", "sum[o * rows + r]", "off by"),
     "last outputs": ("for (int64_t o = begin; o < end; o += BLOCK)", "for (int64_t o = begin; o + 1 < end; o += BLOCK)", "off by"),
     "another row": ("case 5: tiles(call, x, stride, row, o, count, 5,", "case 5: tiles(call, x, stride, 0, o, count, 5,", "off by"),
-    "halves swapped": ("return second ? (lanes)(pairs & 0xffff0000u) : (lanes)(pairs << 16);", "return second ? (lanes)(pairs << 16) : (lanes)(pairs & 0xffff0000u);", "bfloat16 it is off by"),
+    "a half twice": ("return second ? (vector)(pairs & 0xffff0000u) : (vector)(pairs << 16);", "return (vector)(pairs << 16);", "bfloat16 it is off by"),
 }  # fmt: skip
 
 

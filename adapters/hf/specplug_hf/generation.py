@@ -44,7 +44,6 @@ from specplug_hf.store import SCRATCH, KVStore, slots_for
 from specplug_hf.support import check_architecture, check_positions, check_request
 
 
-
 def generate(
     model: PreTrainedModel,
     input_ids: Tensor,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from specplug_hf.stand_ins import Answer, StandIns, is_somebody_elses
-from specplug_kernels import most_skinny_rows, serves_weight, try_linear
+from specplug_kernels import serves_weight, skinny_rows, try_linear
 
 KERNELS = frozenset({"auto", "native"})
 """What `Speculator(kernel=)` may say for it; every other one is torch's or a GPU's."""
@@ -28,16 +28,13 @@ class Linears(StandIns):
         untouched = known and not any(_is_compiled(module) for module in everything)
         modules = [module for module in everything if _serves(module)] if untouched else []
         super().__init__(modules, [_answer(module) for module in modules])
-        self._most_rows = max((most_skinny_rows(module.weight.dtype) for module in modules), default=0)
+        served = [skinny_rows(module.weight.dtype) for module in modules]
+        self._rows = range(min((r.start for r in served), default=0), max((r.stop for r in served), default=0))
 
     def serve(self, rows: int) -> bool:
         """Whether a forward of `rows` rows is worth beginning, and nothing is on in this thread that would have torch compute in
         another way, or wants to see what it computes."""
-        return (
-            1 < rows <= self._most_rows
-            and not torch.is_autocast_enabled("cpu")
-            and _get_current_dispatch_mode() is None
-        )
+        return rows in self._rows and not torch.is_autocast_enabled("cpu") and _get_current_dispatch_mode() is None
 
 
 def _serves(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
-/* Vectors of eight floats, and numbers of all types to and from them: what the kernels have in common.
+/* Vectors of eight floats and of the processor's own width, and numbers of all types to and from them: what the kernels have in common.
 
-   Portable to any GCC or Clang with vector extensions; eight floats are one AVX register. Little endian only. */
+   Portable to any GCC or Clang with vector extensions; eight floats are one AVX register, sixteen one of AVX-512. Little endian only. */
 
 #pragma once
 
@@ -51,8 +51,40 @@ INLINE lanes larger_lanes(lanes a, lanes b) {
 #endif
 }
 
+/* ---- Vectors as wide as the processor's: sixteen floats or eight. ---- */
+
+#ifdef __AVX512F__
+#define WIDTH 16
+typedef float vector __attribute__((vector_size(64)));
+typedef uint32_t vector_bits __attribute__((vector_size(64)));
+typedef float vector_at __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t vector_bits_at __attribute__((vector_size(64), aligned(2), may_alias));
+
+INLINE vector joined(lanes first, lanes second) {
+    return (vector)_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512((__m256)first)), _mm256_castps_pd((__m256)second), 1);
+}
+INLINE lanes folded(vector x) { /* the sum of both halves */
+    return (lanes)_mm512_castps512_ps256((__m512)x) +
+           (lanes)_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)x), 1));
+}
+INLINE lanes first_lanes(vector x) { return (lanes)_mm512_castps512_ps256((__m512)x); }
+INLINE vector extended(lanes x) { return joined(x, (lanes){0}); }
+#else
+#define WIDTH LANES
+typedef lanes vector;
+typedef lanes_bits vector_bits;
+typedef lanes_at vector_at;
+typedef lanes_bits_at vector_bits_at;
+
+INLINE lanes folded(vector x) { return x; }
+INLINE lanes first_lanes(vector x) { return x; }
+INLINE vector extended(lanes x) { return x; }
+#endif
+
 /* Load once: a compiler that thinks loads free fetches an operand again for every product, and loads are what limits them. */
-#ifdef __AVX__
+#ifdef __AVX512F__
+#define IN_REGISTER(x) __asm__("" : "+v"(x))
+#elif defined(__AVX__)
 #define IN_REGISTER(x) __asm__("" : "+x"(x))
 #else
 #define IN_REGISTER(x)
@@ -81,6 +113,44 @@ INLINE void load16(const char *at, int dtype, lanes *first, lanes *second) {
     } else {
         *first = load8(at, dtype), *second = load8(at + LANES * element_bytes(dtype), dtype);
     }
+}
+
+/* Vectors that a number of elements needs; eight are one, of which the rest is zero. */
+INLINE int vectors(int elements) { return (elements + WIDTH - 1) / WIDTH; }
+
+/* Eight elements, or any multiple of sixteen, as vectors: in the order that `load16` gives each sixteen. */
+INLINE void load(const char *at, int dtype, int elements, vector found[]) {
+    if (elements == LANES) {
+        found[0] = extended(load8(at, dtype));
+        return;
+    }
+    for (int e = 0; e < elements; e += 16, at += 16 * element_bytes(dtype)) {
+#ifdef __AVX512F__
+        lanes first, second;
+        if (dtype == FLOAT32) {
+            found[e / WIDTH] = *(const vector_at *)at;
+        } else if (dtype == FLOAT16) {
+            found[e / WIDTH] = (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+        } else {
+            load16(at, dtype, &first, &second);
+            found[e / WIDTH] = joined(first, second);
+        }
+#else
+        load16(at, dtype, &found[e / WIDTH], &found[e / WIDTH + 1]);
+#endif
+    }
+}
+
+/* Floats as they lie: eight or any multiple of sixteen. */
+INLINE vector floats_at(const float *at, int elements) {
+    if (elements == LANES) return extended(*(const lanes_at *)at);
+    return *(const vector_at *)at;
+}
+INLINE void put_floats(float *at, vector x, int elements) {
+    if (elements == LANES)
+        *(lanes_at *)at = first_lanes(x);
+    else
+        *(vector_at *)at = x;
 }
 
 /* The upper halves hold the nearest bfloat16, ties to even. */
@@ -132,7 +202,7 @@ INLINE float load_one(const char *at, int64_t dtype) {
 }
 
 INLINE void store_one(char *at, int64_t dtype, float x) {
-    char eight[4 * LANES];
+    char eight[4 * LANES] = {0};
     store8(eight, dtype, all(x));
     memcpy(at, eight, element_bytes(dtype));
 }

@@ -1,8 +1,8 @@
 /* y = x W^T + b on a CPU for a few rows of x: W comes from memory once, and every vector of it that is loaded serves all rows of a tile.
 
    A tile is up to six rows of x times some rows of W, a vector of sums for each pair along K; their lanes are added up at the
-   end. That makes twelve vectors of sums at most, which with their operands fill the sixteen registers of AVX. All tiles of x pass over
-   a few rows of W while those are in the first level of the cache.
+   end. That makes twelve vectors of sums at most, which with their operands fill the sixteen registers of AVX, and twice as many, twice
+   as wide, for AVX-512. All tiles of x pass over a few rows of W while those are in the first level of the cache.
 
    Threads share the rows of W evenly. W is read as it lies. x is copied only where its elements are no floats or no whole vectors. */
 
@@ -15,10 +15,15 @@
 
 #include "lanes.h"
 
-#define SUMS 12     /* vectors of sums a tile */
 #define MOST_ROWS 6 /* of x a tile */
 #define PAGE 4096   /* bytes, within which the processor sees ahead by itself */
-#define BLOCK 12    /* rows of W that all tiles of x pass over: whole tiles of two to six rows */
+#define BLOCK SUMS  /* rows of W that all tiles of x pass over: whole tiles of two to six rows */
+
+#ifdef __AVX512F__
+#define SUMS 24 /* vectors of sums a tile */
+#else
+#define SUMS 12
+#endif
 
 /* What Python gives, in this order (`linear_library.py`). */
 struct call {
@@ -34,24 +39,27 @@ INLINE int64_t tile_rows(int64_t left) {
     return (left + tiles - 1) / tiles;
 }
 
-/* Rows of W that a tile of x takes at a time: SUMS / rows, and one row has eight. */
-INLINE int tile_outputs(int rows) { return rows == 1 ? 8 : SUMS / rows; }
+/* Rows of W that a tile of x takes at a time: as many as have room for their sums, in fours if there is room for four; one row has eight. */
+INLINE int tile_outputs(int rows) {
+    const int outputs = rows == 1 ? 8 : SUMS / rows;
+    return outputs >= 4 ? outputs / 4 * 4 : outputs;
+}
 
 /* ---- A tile. `rows`, `outputs` and `dtype` are constants wherever these are used. ---- */
 
-/* sums[output][row] += x[row] * weight[output], for eight elements. */
-INLINE void multiply(lanes sum[SUMS], lanes weight[SUMS], const float *x, int64_t stride, int rows, int outputs) {
+/* sums[output][row] += x[row] * weight[output], for the elements of a vector. */
+INLINE void multiply(vector sum[SUMS], vector weight[SUMS], const float *x, int64_t stride, int rows, int outputs) {
     if (outputs <= rows) {
         for (int o = 0; o < outputs; o++) IN_REGISTER(weight[o]);
         for (int r = 0; r < rows; r++) {
-            lanes one = *(const lanes_at *)(x + r * stride);
+            vector one = *(const vector_at *)(x + r * stride);
             IN_REGISTER(one);
             for (int o = 0; o < outputs; o++) sum[o * rows + r] += weight[o] * one;
         }
     } else {
-        lanes some[MOST_ROWS];
+        vector some[MOST_ROWS];
         for (int r = 0; r < rows; r++) {
-            some[r] = *(const lanes_at *)(x + r * stride);
+            some[r] = *(const vector_at *)(x + r * stride);
             IN_REGISTER(some[r]);
         }
         for (int o = 0; o < outputs; o++) {
@@ -61,11 +69,17 @@ INLINE void multiply(lanes sum[SUMS], lanes weight[SUMS], const float *x, int64_
     }
 }
 
-/* Eight elements of W at `at`: in half precision the first or the second vector that `load16` makes of sixteen. */
-INLINE lanes half_of(const char *at, int dtype, int second) {
-    if (dtype != BFLOAT16) return load8(at + second * LANES * element_bytes(dtype), dtype);
-    lanes_bits pairs = *(const lanes_bits_at *)at;
-    return second ? (lanes)(pairs & 0xffff0000u) : (lanes)(pairs << 16);
+/* A vector of elements at `at`: in half precision the first or the second of those that twice as many make. Of bfloat16 they are
+   the even and the odd ones: a word is a pair of elements, and each a shift or a mask away from its float. */
+INLINE vector half_of(const char *at, int dtype, int second) {
+    if (dtype == FLOAT32) return *(const vector_at *)at;
+    if (dtype == FLOAT16) {
+        vector found[1];
+        load(at + second * WIDTH * element_bytes(dtype), dtype, WIDTH, found);
+        return found[0];
+    }
+    vector_bits pairs = *(const vector_bits_at *)at;
+    return second ? (vector)(pairs & 0xffff0000u) : (vector)(pairs << 16);
 }
 
 /* Ask for a part of the next tile's rows of W, into the second level of the cache: a tile reads some rows at once, of which the
@@ -79,32 +93,61 @@ INLINE void ask_for(const char *const weight[SUMS], int64_t at, int64_t row_byte
 }
 
 /* sums[output][row] += x[row] * weight[output], for the elements of a step from k on. */
-INLINE void multiply_step(lanes sum[SUMS], const char *const weight[SUMS], int64_t k, const float *x, int64_t stride,
+INLINE void multiply_step(vector sum[SUMS], const char *const weight[SUMS], int64_t k, const float *x, int64_t stride,
                           int rows, int outputs, int dtype) {
     for (int half = 0; half < (dtype == FLOAT32 ? 1 : 2); half++) {
-        lanes loaded[SUMS];
+        vector loaded[SUMS];
         for (int o = 0; o < outputs; o++) loaded[o] = half_of(weight[o] + k * element_bytes(dtype), dtype, half);
-        multiply(sum, loaded, x + k + half * LANES, stride, rows, outputs);
+        multiply(sum, loaded, x + k + half * WIDTH, stride, rows, outputs);
     }
 }
 
 /* Lane i of the result is the sum of all lanes of x[i]. */
-INLINE quarter_at four_sums(const lanes x[4]) {
+INLINE quarter_at four_sums(const vector four[4]) {
+    lanes x[4];
+    for (int i = 0; i < 4; i++) x[i] = folded(four[i]);
     lanes a = SHUFFLE(x[0], x[1], 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(x[0], x[1], 2, 10, 3, 11, 6, 14, 7, 15);
     lanes b = SHUFFLE(x[2], x[3], 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(x[2], x[3], 2, 10, 3, 11, 6, 14, 7, 15);
     lanes c = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
     return (quarter_at){c[0] + c[4], c[1] + c[5], c[2] + c[6], c[3] + c[7]};
 }
 
+/* The sums' lanes added up, and bias: to y. Four outputs of a row lie side by side there. */
+INLINE void write_tile(const struct call *call, const vector sum[SUMS], int64_t row, int64_t output, int64_t count,
+                       int rows, int dtype) {
+    const int outputs = tile_outputs(rows);
+    const int64_t size = element_bytes(dtype);
+    const char *bias = call->bias ? call->bias + output * size : NULL;
+    char *y = call->y + (row * call->outputs + output) * size;
+    if (outputs % 4 == 0 && dtype == FLOAT32 && count >= outputs) {
+        for (int r = 0; r < rows; r++, y += call->outputs * size)
+            for (int o = 0; o < outputs; o += 4) {
+                const vector four[4] = {sum[o * rows + r], sum[(o + 1) * rows + r], sum[(o + 2) * rows + r],
+                                      sum[(o + 3) * rows + r]};
+                quarter_at found = four_sums(four);
+                if (bias) found += *(const quarter_at *)(bias + o * size);
+                *(quarter_at *)(y + o * size) = found;
+            }
+        return;
+    }
+    float found[SUMS];
+    for (int i = 0; i < rows * outputs; i += 4) *(quarter_at *)(found + i) = four_sums(sum + i);
+    for (int o = 0; o < outputs && o < count; o++) {
+        const float added = bias ? load_one(bias + o * size, dtype) : 0.0f;
+        for (int r = 0; r < rows; r++)
+            store_one(y + (r * call->outputs + o) * size, dtype, found[o * rows + r] + added);
+    }
+}
+
 /* y[row][output] = x[row] . weight[output] + bias[output], of `count` outputs; a tile that is not whole repeats the last one. */
 INLINE void tile(const struct call *call, const float *x, int64_t stride, int64_t row, int64_t output, int64_t count,
                  int rows, int dtype) {
     const int outputs = tile_outputs(rows);
-    const int64_t size = element_bytes(dtype), step = dtype == FLOAT32 ? LANES : 2 * LANES, inputs = call->inputs;
+    const int64_t size = element_bytes(dtype), step = dtype == FLOAT32 ? WIDTH : 2 * WIDTH, inputs = call->inputs;
     const char *weight[SUMS];
     for (int o = 0; o < outputs; o++)
         weight[o] = call->weight + (output + smaller(o, count - 1)) * inputs * size;
-    lanes sum[SUMS] = {0};
+    vector sum[SUMS] = {0};
     int64_t k = 0;
     x += row * stride;
     for (; k + step <= inputs; k += step) {
@@ -112,20 +155,14 @@ INLINE void tile(const struct call *call, const float *x, int64_t stride, int64_
         multiply_step(sum, weight, k, x, stride, rows, outputs, dtype);
     }
     if (k < inputs) {
-        char rest[SUMS][4 * LANES] = {{0}};
+        char rest[SUMS][4 * WIDTH] = {{0}};
         for (int o = 0; o < outputs; o++) {
             memcpy(rest[o], weight[o] + k * size, (inputs - k) * size);
             weight[o] = rest[o];
         }
         multiply_step(sum, weight, 0, x + k, stride, rows, outputs, dtype);
     }
-    float found[SUMS];
-    for (int i = 0; i < rows * outputs; i += 4) *(quarter_at *)(found + i) = four_sums(sum + i);
-    for (int o = 0; o < outputs && o < count; o++) {
-        float bias = call->bias ? load_one(call->bias + (output + o) * size, dtype) : 0.0f;
-        for (int r = 0; r < rows; r++)
-            store_one(call->y + ((row + r) * call->outputs + output + o) * size, dtype, found[o * rows + r] + bias);
-    }
+    write_tile(call, sum, row, output, count, rows, dtype);
 }
 
 INLINE void tiles(const struct call *call, const float *x, int64_t stride, int64_t row, int64_t output, int64_t count,
@@ -175,12 +212,13 @@ static void unpack(const struct call *call, float *to, int64_t stride) {
     const int64_t size = element_bytes(dtype);
     for (int64_t row = 0; row < call->rows; row++, to += stride) {
         const char *from = call->x + row * call->inputs * size;
-        for (int64_t k = 0; k < stride; k += 2 * LANES) {
-            char rest[2 * LANES * 4] = {0};
+        for (int64_t k = 0; k < stride; k += 2 * WIDTH) {
+            char rest[2 * WIDTH * 4] = {0};
             const int64_t left = call->inputs - k;
             const char *at = from + k * size;
-            if (left < 2 * LANES) memcpy(rest, at, left * size), at = rest;
-            load16(at, dtype, (lanes *)(to + k), (lanes *)(to + k + LANES));
+            if (left < 2 * WIDTH) memcpy(rest, at, larger(0, left) * size), at = rest;
+            *(vector_at *)(to + k) = half_of(at, dtype, 0);
+            *(vector_at *)(to + k + WIDTH) = half_of(dtype == FLOAT32 ? at + WIDTH * size : at, dtype, 1);
         }
     }
 }
@@ -192,8 +230,8 @@ int specplug_linear(const struct call *call) {
     float *memory = NULL;
     const float *x = (const float *)call->x;
     int64_t stride = call->inputs;
-    if (call->dtype != FLOAT32 || call->inputs % LANES) {
-        stride = whole(call->inputs, 2 * LANES);
+    if (call->dtype != FLOAT32 || call->inputs % WIDTH) {
+        stride = whole(call->inputs, 2 * WIDTH);
         memory = aligned_alloc(LINE, larger(1, call->rows) * whole(larger(1, stride) * sizeof(float), LINE));
         if (!memory) return 1;
         unpack(call, memory, stride);

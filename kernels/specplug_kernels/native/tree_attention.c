@@ -17,6 +17,15 @@
 
 #include "lanes.h"
 
+#ifdef __AVX512F__
+#define SUMS 16 /* vectors of sums at a time: half of the registers */
+#else
+#define SUMS 8
+#endif
+
+/* Rows of a tile that go together, so that what is read of the cache is converted for all of them at once. */
+INLINE int rows_together(int rows) { return smaller(rows, SUMS / 2); }
+
 /* What Python gives, in this order (`library.py`); strides count elements. */
 struct call {
     const char *query, *key, *value, *bias; /* bias may be NULL */
@@ -81,14 +90,19 @@ INLINE lanes finite_max(lanes max) { return choose(max == all(-INFINITY), all(0.
 
 /* ---- A tile and a block of columns. `rows`, `dtype`, `part` and `wide` are constants wherever these are used. ---- */
 
-/* dots[column][rows] += keys[column] * query, for eight elements. */
-INLINE void multiply(lanes dots[LANES], lanes keys[LANES], const float *query, int64_t dim, int rows, int columns) {
-    if (rows > 1)
-        for (int c = 0; c < columns; c++) IN_REGISTER(keys[c]);
-    for (int r = 0; r < rows; r++) {
-        lanes one = *(const lanes_at *)(query + r * dim);
-        IN_REGISTER(one);
-        for (int c = 0; c < columns; c++) dots[c * rows + r] += keys[c] * one;
+/* dots[column][rows] += keys[column] * query, for eight elements or sixteen. */
+INLINE void multiply(vector dots[SUMS], const char *const key[LANES], int64_t d, const float *query, int64_t dim,
+                     int rows, int columns, int elements, int dtype) {
+    vector keys[LANES][2];
+    for (int c = 0; c < columns; c++) load(key[c] + d * element_bytes(dtype), dtype, elements, keys[c]);
+    for (int e = 0; e < vectors(elements); e++) {
+        if (rows > 1)
+            for (int c = 0; c < columns; c++) IN_REGISTER(keys[c][e]);
+        for (int r = 0; r < rows; r++) {
+            vector one = floats_at(query + r * dim + d + e * WIDTH, elements);
+            IN_REGISTER(one);
+            for (int c = 0; c < columns; c++) dots[c * rows + r] += keys[c][e] * one;
+        }
     }
 }
 
@@ -117,97 +131,98 @@ INLINE void ask_for(struct ahead *ahead, int64_t lines) {
     }
 }
 
-/* scores[column][rows] = queries . keys. Eight dot products at a time, of up to four rows, so that they stay in registers (twelve
-   would leave none free, and one sum in memory costs more than they gain). A last group that is not whole repeats the last column.
-   For every line that is read, one ahead is asked for. */
+/* scores[column][rows] = queries . keys. As many dot products at a time as stay in registers (of sixteen registers eight: twelve
+   would leave none free, and one sum in memory costs more than they gain), of up to eight columns. A last group that is not whole
+   repeats the last column. For every line that is read, one ahead is asked for. */
 INLINE void score(const float *queries, int64_t dim, const char *keys, int64_t stride, int64_t count, float *scores,
                   struct ahead *ahead, int rows, int dtype) {
-    const int part = rows < 4 ? rows : 4, together = LANES / part, lines = together * part / rows;
+    const int part = rows_together(rows), together = smaller(LANES, SUMS / part), lines = together * part / rows;
     for (int64_t column = 0; column < count; column += together) {
         const char *key[LANES];
         for (int c = 0; c < together; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
         for (int first = 0; first < rows; first += part) {
             const float *query = queries + first * dim;
-            lanes dots[LANES] = {0};
+            vector dots[SUMS] = {0};
             int64_t d = 0;
             for (; d + 16 <= dim; d += 16) {
-                lanes even[LANES], odd[LANES];
                 if (d * element_bytes(dtype) % LINE == 0) ask_for(ahead, lines);
-                for (int c = 0; c < together; c++) load16(key[c] + d * element_bytes(dtype), dtype, &even[c], &odd[c]);
-                multiply(dots, even, query + d, dim, part, together);
-                multiply(dots, odd, query + d + LANES, dim, part, together);
+                multiply(dots, key, d, query, dim, part, together, 16, dtype);
             }
             if (d < dim) {
-                lanes rest[LANES];
                 if (d * element_bytes(dtype) % LINE == 0) ask_for(ahead, lines);
-                for (int c = 0; c < together; c++) rest[c] = load8(key[c] + d * element_bytes(dtype), dtype);
-                multiply(dots, rest, query + d, dim, part, together);
+                multiply(dots, key, d, query, dim, part, together, LANES, dtype);
             }
-            lanes found = sums(dots);
-            if (rows <= 4) {
-                *(lanes_at *)(scores + column * rows) = found;
-            } else {
-                quarter_at *to = (quarter_at *)(scores + column * rows + first);
-                to[0] = (quarter_at){found[0], found[1], found[2], found[3]};
-                to[2] = (quarter_at){found[4], found[5], found[6], found[7]};
+            for (int eight = 0; eight < part * together; eight += LANES) {
+                lanes products[LANES];
+                for (int i = 0; i < LANES; i++) products[i] = folded(dots[eight + i]);
+                lanes found = sums(products);
+                if (part == rows) {
+                    *(lanes_at *)(scores + column * rows + eight) = found;
+                } else {
+                    quarter_at *to = (quarter_at *)(scores + column * rows + first);
+                    to[0] = (quarter_at){found[0], found[1], found[2], found[3]};
+                    to[2] = (quarter_at){found[4], found[5], found[6], found[7]};
+                }
             }
         }
     }
 }
 
-/* sum[part][wide] += weights * a column's elements. */
-INLINE void add_column(lanes sum[LANES], const char *at, const float *weights, int part, int wide, int dtype) {
-    lanes found[LANES];
-    if (wide == 1)
-        found[0] = load8(at, dtype);
-    else
-        for (int e = 0; e < wide; e += 2)
-            load16(at + e * LANES * element_bytes(dtype), dtype, &found[e], &found[e + 1]);
+/* sum[part][elements] += weights * a column's elements. */
+INLINE void add_column(vector sum[SUMS], const char *at, const float *weights, int part, int elements, int dtype) {
+    const int wide = vectors(elements);
+    vector found[SUMS];
+    load(at, dtype, elements, found);
     if (part > 1)
         for (int e = 0; e < wide; e++) IN_REGISTER(found[e]);
-    for (int r = 0; r < part; r++) {
-        lanes weight = all(weights[r]);
-        for (int e = 0; e < wide; e++) sum[r * wide + e] += weight * found[e];
-    }
+    for (int r = 0; r < part; r++)
+        for (int e = 0; e < wide; e++) sum[r * wide + e] += weights[r] * found[e];
 }
 
-/* values[rows][Dv] = values * decay + weights . cache, for `part` rows from `first` on and `wide` vectors from element `d` on. Four
+/* values[rows][Dv] = values * decay + weights . cache, for `part` rows from `first` on and `elements` from `d` on. Four
    columns a turn: with one, counting them takes as many instructions as the processor has room for beside the products. */
 INLINE void gather(float *values, int64_t dim, int64_t d, const float *weights, const float *decay, const char *cache,
-                   int64_t stride, int64_t count, struct ahead *ahead, int rows, int first, int part, int wide,
+                   int64_t stride, int64_t count, struct ahead *ahead, int rows, int first, int part, int elements,
                    int dtype) {
     enum { TURN = 4 };
-    const int64_t lines = TURN * wide * LANES * element_bytes(dtype) * part / rows / LINE;
+    const int wide = vectors(elements);
+    const int64_t lines = TURN * elements * element_bytes(dtype) * part / rows / LINE;
     const char *at = cache + d * element_bytes(dtype);
-    lanes sum[LANES];
+    vector sum[SUMS];
     for (int r = 0; r < part; r++)
         for (int e = 0; e < wide; e++)
-            sum[r * wide + e] = *(const lanes_at *)(values + (first + r) * dim + d + e * LANES) * all(decay[first + r]);
+            sum[r * wide + e] = floats_at(values + (first + r) * dim + d + e * WIDTH, elements) * decay[first + r];
     weights += first;
     int64_t column = 0;
     for (; column + TURN <= count; column += TURN) {
         ask_for(ahead, lines);
-        for (int c = 0; c < TURN; c++, at += stride, weights += rows) add_column(sum, at, weights, part, wide, dtype);
+        for (int c = 0; c < TURN; c++, at += stride, weights += rows)
+            add_column(sum, at, weights, part, elements, dtype);
     }
-    for (; column < count; column++, at += stride, weights += rows) add_column(sum, at, weights, part, wide, dtype);
+    for (; column < count; column++, at += stride, weights += rows)
+        add_column(sum, at, weights, part, elements, dtype);
     for (int r = 0; r < part; r++)
-        for (int e = 0; e < wide; e++) *(lanes_at *)(values + (first + r) * dim + d + e * LANES) = sum[r * wide + e];
+        for (int e = 0; e < wide; e++)
+            put_floats(values + (first + r) * dim + d + e * WIDTH, sum[r * wide + e], elements);
 }
 
-/* The same for all elements and rows: eight vectors of sums at a time. */
+/* The same for all elements and rows. */
 INLINE void gather_all(float *values, int64_t dim, const float *weights, const float *decay, const char *cache,
                        int64_t stride, int64_t count, struct ahead *ahead, int rows, int dtype) {
-    const int part = rows < 4 ? rows : 4, wide = LANES / part;
+    const int part = rows_together(rows), most = SUMS / part * WIDTH, half = most / 2 > 16 ? most / 2 : 16;
     int64_t d = 0;
-    for (; d + wide * LANES <= dim; d += wide * LANES)
+    for (; d + most <= dim; d += most)
         for (int first = 0; first < rows; first += part)
-            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, wide, dtype);
-    for (; d + 2 * LANES <= dim; d += 2 * LANES)
+            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, most, dtype);
+    for (; d + half <= dim; d += half)
         for (int first = 0; first < rows; first += part)
-            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, 2, dtype);
+            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, half, dtype);
+    for (; d + 16 <= dim; d += 16)
+        for (int first = 0; first < rows; first += part)
+            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, 16, dtype);
     for (; d < dim; d += LANES)
         for (int first = 0; first < rows; first += part)
-            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, 1, dtype);
+            gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, LANES, dtype);
 }
 
 /* Whether bytes that lie side by side are all zero: most of a bias is. */
