@@ -64,6 +64,30 @@ def find_continuation(batch: Batch, ngram: int) -> tuple[Tensor, Tensor]:
     """
     history, ends, starts = batch.history, batch.history_ends, batch.history_starts
     assert history is not None and ends is not None and starts is not None
+    find = _among_equals if history.device.type == "cpu" else _everywhere
+    return find(history, ends, starts, ngram)
+
+
+def _among_equals(history: Tensor, ends: Tensor, starts: Tensor, ngram: int) -> tuple[Tensor, Tensor]:
+    """Looks only where the root's token stands, which are few places: to know them, a device would have to be waited for."""
+    width = history.shape[1]
+    column = torch.arange(width)
+    equal = history == history.gather(1, ends[:, None] - 1)
+    equal &= (column < ends[:, None] - 1) & (column >= starts[:, None])
+    rows, places = equal.nonzero(as_tuple=True)
+    first, last = starts[rows], ends[rows] - 1
+    run, unbroken = torch.ones_like(places), torch.ones_like(places, dtype=torch.bool)
+    for back in range(1, min(ngram, width)):
+        here = places - back  # below zero it counts from the end, and is not before the row's first token
+        unbroken = unbroken & (here >= first) & (history[rows, here] == history[rows, last - back])
+        run += unbroken
+    # the longest match, and among equals the most recent
+    best = torch.zeros_like(ends).scatter_reduce_(0, rows, run * width + places, "amax")
+    return best % width + 1, best // width
+
+
+def _everywhere(history: Tensor, ends: Tensor, starts: Tensor, ngram: int) -> tuple[Tensor, Tensor]:
+    """Looks at every place at once."""
     width = history.shape[1]
     column = torch.arange(width, device=history.device)
     # run[b, j]: how many tokens up to column j equal as many tokens up to the root, at most `ngram`

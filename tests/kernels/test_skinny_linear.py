@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,8 @@ def test_where_torch_is_at_its_best_it_is_chosen_for_fewer_rows(monkeypatch: pyt
     skip_unless_chosen()
     module = sys.modules[skinny_linear.__module__]
     for intel in (True, False):
-        monkeypatch.setattr(module, "is_intel_avx512", lambda: intel)
-        monkeypatch.setattr(module, "multiplies", lambda dtype: intel)
+        monkeypatch.setattr(module, "is_intel_avx512", partial(bool, intel))
+        monkeypatch.setattr(module, "multiplies", lambda dtype, intel=intel: intel)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             served = skinny_rows(dtype)
             assert (len(served) < 25) == intel
