@@ -47,7 +47,7 @@ class Goodput(Controller):
 
     allowance: float = 0.02
     credit: float = 2.0  # rounds of plain decoding that trying may lose at first
-    reinvest: float = 0.05  # share of the time that trying may lose besides, out of what speculation gained
+    reinvest: float = 0.03  # share of the time that trying may lose besides, out of what speculation gained
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8

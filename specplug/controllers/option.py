@@ -45,8 +45,10 @@ class Option:
         return Plan(self.arm, shape, self.sizes, Prediction(self.reason, self.tokens, self.seconds))
 
     def catching_up(self, batch: Batch) -> Plan:
-        """A round of one draft token, in which the draft reads what it has missed: not to be measured."""
-        return Plan(self.arm, self.shape.cut(min(1, batch.room - 1)), predicted=Prediction("its caches catch up"))
+        """A round in which the draft reads what it has missed: not to be measured. Of one draft token if nothing was seen of it."""
+        plan = self.plan(batch)
+        shape = plan.shape if self.samples else plan.shape.cut(1)
+        return Plan(self.arm, shape, plan.sizes if self.samples else None, Prediction("its caches catch up"))
 
 
 @dataclass(frozen=True, slots=True)

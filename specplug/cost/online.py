@@ -20,6 +20,7 @@ from specplug.tree import TreeShape
 
 SURPRISE = 0.5  # most that one round may move a correction by, in the logarithm: hiccups are not news
 FIRST = 0.15
+TOLERANCE = 0.15  # a round with a tree may take so much less than plain decoding, in the logarithm, before that is believed to take less
 NOISE = 0.02  # variance of a round's time, in the logarithm
 PECULIAR = 0.01  # variance of what a kind of round takes over the sum of its parts
 MOST = 4.0  # no factor is believed beyond e to this: a part that costs nothing must be able to come back
@@ -67,11 +68,17 @@ class Correction:
 
     value: float = 0.0
     seen: int = 0
+    stands_in: bool = False
 
     def stand_in(self, surprise: float) -> None:
-        """As long as nothing better was seen, what was seen last counts, and nothing of it is kept."""
-        if not self.seen:
-            self.value += surprise
+        """As long as nothing better was seen, the least of what was seen counts; later nothing of it is kept."""
+        if not self.seen and (surprise < 0 or not self.stands_in):
+            self.value, self.stands_in = self.value + surprise, True
+
+    def at_most(self, surprise: float) -> None:
+        """What takes no less than this would was seen to take less, if `surprise` is negative."""
+        if surprise < 0:
+            self.value += 0.25 * max(-SURPRISE, surprise)
 
     def learn(self, surprise: float, slowest: float, belief: float = 1.0) -> None:
         """Move by a share of `surprise`: at first as if the start were worth `belief` rounds, later by at least `slowest`."""
@@ -196,6 +203,7 @@ class OnlineCost:
             place.learn(surprise, 0.1, belief=0.0)
             self._world.learn(surprise, 0.02, belief=0.0)
         else:
+            place.at_most(math.log(max(seconds, 1e-9) / parts.plain) + TOLERANCE)
             self._learn(work, situation, parts, kind, max(-SURPRISE, min(SURPRISE, surprise)))
 
     def _learn(self, work: Scale, situation: Hashable, parts: _Parts, kind: Kind, surprise: float) -> None:

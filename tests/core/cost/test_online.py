@@ -60,10 +60,10 @@ def test_neighbours_of_what_was_measured_move_along():
 
 def test_the_first_rounds_of_a_generation_are_only_believed_until_others_are_seen():
     cost = shown([plain()], rounds=0)
-    for factor in (1.6, 1.3):
+    for factor, least in ((1.6, 1.6), (1.3, 1.3), (4.0, 1.3)):
         cost.observe(plain(), HERE, factor * truth(plain()), settling=True)
-        assert cost.seconds(plain(), HERE) == pytest.approx(factor * truth(plain()))
-    assert cost.tried(plain(), HERE) == 2 and not cost.settled(HERE)
+        assert cost.seconds(plain(), HERE) == pytest.approx(least * truth(plain()))
+    assert cost.tried(plain(), HERE) == 3 and not cost.settled(HERE)
     cost.observe(plain(), HERE, truth(plain()))
     cost.observe(plain(), HERE, 1.5 * truth(plain()), settling=True)
     cost.observe(drafted(5, 4), HERE, 1.5 * truth(drafted(5, 4)), settling=True)
@@ -83,6 +83,15 @@ def test_a_hiccup_is_no_news():
     cost = shown([plain()])
     cost.observe(plain(), HERE, 40 * truth(plain()))
     assert cost.seconds(plain(), HERE) < 1.1 * truth(plain())
+
+
+def test_plain_decoding_is_not_believed_to_take_longer_than_rounds_with_trees():
+    cost = OnlineCost(Guess(drafts={"model": 0.2}))
+    cost.observe(plain(), HERE, 3 * truth(plain()))  # a hiccup, as long as nothing else was seen
+    assert cost.seconds(plain(), HERE) > 2.9 * truth(plain())
+    for _ in range(12):
+        cost.observe(drafted(5, 0), HERE, 1.2 * truth(plain()))
+    assert cost.seconds(plain(), HERE) < 1.5 * truth(plain()) and cost.settled(HERE) == 1
 
 
 def test_times_that_change_for_good_are_followed():
