@@ -38,6 +38,7 @@ STALE = 0.015  # by how much a round in which plain decoding is not measured add
 RISK = (
     1.25  # how much more reading counts than it takes: it cannot be undone when the draft turns out worse than believed
 )
+SURPRISE = 1.5  # tokens a row by which rounds may differ from what was expected before the decision is looked at again
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 
@@ -47,7 +48,7 @@ class Goodput(Controller):
 
     allowance: float = 0.02
     credit: float = 2.0  # rounds of plain decoding that trying may lose at first
-    reinvest: float = 0.03  # share of the time that trying may lose besides, out of what speculation gained
+    reinvest: float = 0.02  # share of the time that trying may lose besides, out of what speculation gained
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 60  # rounds after which what was seen counts half
     interval: int = 8
@@ -70,6 +71,7 @@ class Goodput(Controller):
         self._current: str | None = None
         self._standing: Standing | None = None
         self._rehearsal = Rehearsal(self.arms)
+        self._drift = 0.0  # tokens a row that came since the last decision over those that were expected
         self._finished = 0  # rounds of this generation
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
 
@@ -91,8 +93,9 @@ class Goodput(Controller):
         key = (situation, batch.rows if self._by_row else batch.num_rows, min(batch.room, 16))
         rounds = self._learnt.rounds[situation]
         standing = self._standing
-        if standing is not None and standing.key == key and rounds < standing.until:
+        if standing is not None and standing.key == key and rounds < standing.until and not self._surprised(standing):
             return self._standing_option(standing, batch)
+        self._drift = 0.0
         options = [option for arm in self.arms if (option := self._option(arm, batch)) is not None]
         best = self._best(options)
         trial = self._trial(options, best, batch, situation)
@@ -105,6 +108,10 @@ class Goodput(Controller):
         option = replace(best, reason=f"{best.reason}, at the last look")
         self._standing = Standing(key, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch))
         return best
+
+    def _surprised(self, standing: Standing) -> bool:
+        """Whether the rounds since the decision yielded other than was expected of them, so that it should be looked at again."""
+        return abs(self._drift) > max(SURPRISE, standing.option.tokens)
 
     def _standing_option(self, standing: Standing, batch: Batch) -> Option:
         """What was decided; with another tree if the rows are in a streak by now, or are no more."""
@@ -234,8 +241,11 @@ class Goodput(Controller):
         self._warm.add(arm.label)
         read = self._reading.observe(arm, finished.seconds.draft)
         self._settle(finished, situation, caught_up)
+        if finished.plan.predicted is not None and finished.plan.predicted.tokens is not None:
+            self._drift += sum(finished.commit.counts) / batch.num_rows - finished.plan.predicted.tokens
         for rehearsed in self._rehearsal.observe(finished, self._beliefs.of):
             self._learnt.look(situation, rehearsed.label)
+            self._standing = None  # a text that begins to repeat itself is news
         self._beliefs.end_streaks(arm)
         if finished.plan.shape.size:
             self._beliefs.of(arm, batch.sampling).observe(finished)

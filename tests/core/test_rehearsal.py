@@ -42,7 +42,7 @@ def batch_of(texts, ends=None):
 
 
 def plain_round(batch, counts, arm=PLAIN, seconds=1.0):
-    plan = SimpleNamespace(arm=arm, shape=arm.shape, sizes=None)
+    plan = SimpleNamespace(arm=arm, shape=arm.shape, sizes=None, predicted=None)
     trees = roots_only(batch.roots)
     verdict = SimpleNamespace(num_accepted=torch.zeros(batch.num_rows, dtype=torch.int64))
     return SimpleNamespace(
