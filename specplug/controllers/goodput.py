@@ -15,18 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
-from specplug.acceptance import Acceptance
-from specplug.controllers.base import Arm, Controller, Plan, Prediction
-from specplug.controllers.beliefs import Beliefs, later_of
+from specplug.controllers.base import Controller, Plan, Prediction
+from specplug.controllers.beliefs import Beliefs
 from specplug.controllers.memory import Memory
-from specplug.controllers.option import Option, Standing, nothing, reason_to_try, situation_of, widest
+from specplug.controllers.offers import Offers
+from specplug.controllers.option import Option, Standing, reason_to_try, situation_of, widest
 from specplug.controllers.prices import Prices
 from specplug.controllers.reading import Reading
 from specplug.controllers.rehearsal import Rehearsal
-from specplug.controllers.rows import sizes_by_row
-from specplug.controllers.trees import COARSE, FINE, Candidate, candidates, entire, in_streaks, nodes_of, shape_of
+from specplug.controllers.trees import Candidate
 from specplug.host import Batch, Host
 from specplug.round import Round
 from specplug.tree import ROOT_ONLY
@@ -35,11 +33,7 @@ STRANGE = 0.7  # share of what was seen of others that does not count for a row 
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
-RISK = (
-    1.25  # how much more reading counts than it takes: it cannot be undone when the draft turns out worse than believed
-)
 SURPRISE = 1.5  # tokens a row by which rounds may differ from what was expected before the decision is looked at again
-FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 
 @dataclass
@@ -68,6 +62,7 @@ class Goodput(Controller):
         padded: Callable[[Sequence[int]], int] = getattr(host, "padded_tokens", None) or _rectangle
         self._by_row = padded((1, 3)) < _rectangle((1, 3))  # rows of unequal size cost less than padded ones
         self._prices = Prices(self._learnt.cost, self.arms, padded)
+        self._offers = Offers(self._beliefs, self._prices, self._reading, self._by_row, self._tree)
         self._current: str | None = None
         self._standing: Standing | None = None
         self._rehearsal = Rehearsal(self.arms)
@@ -96,7 +91,7 @@ class Goodput(Controller):
         if standing is not None and standing.key == key and rounds < standing.until and not self._surprised(standing):
             return self._standing_option(standing, batch)
         self._drift = 0.0
-        options = [option for arm in self.arms if (option := self._option(arm, batch)) is not None]
+        options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
         best = self._best(options)
         trial = self._trial(options, best, batch, situation)
         if trial is not None:
@@ -116,7 +111,7 @@ class Goodput(Controller):
     def _standing_option(self, standing: Standing, batch: Batch) -> Option:
         """What was decided; with another tree if the rows are in a streak by now, or are no more."""
         option, streak = standing.option, self._beliefs.in_streaks(standing.option.arm, batch)
-        if streak != standing.streak and (other := self._option(option.arm, batch)) is not None:
+        if streak != standing.streak and (other := self._offers.option(option.arm, batch)) is not None:
             option = replace(other, reason=option.reason)
             self._standing = replace(standing, option=option, streak=streak)
         return option
@@ -171,59 +166,9 @@ class Goodput(Controller):
         known = self._beliefs.of(option.arm, batch.sampling).rows.counts
         strangers = sum(row not in known for row in batch.rows) / batch.num_rows
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
-        return self._option(option.arm, batch, doubt=1 / (1 + kept * self._beliefs.trials(option.arm, batch.sampling)))
-
-    def _option(self, arm: Arm, batch: Batch, doubt: float = 0.0) -> Option | None:
-        """`arm` with its best tree; None if it cannot pay here."""
-        plain = self._prices.plain
-        if arm is self._baseline:
-            return Option(arm, nothing, 1.0, plain)
-        if batch.context < arm.min_context or batch.room < 2:
-            return None
-        reading = self._reading.seconds(arm, batch, plain)
-        if reading is None:
-            return None
-        seen = self._beliefs.of(arm, batch.sampling)
-        # what nobody has seen is tried with a small tree: what it costs is a guess too
-        size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
-        first, later, chain = seen.first(doubt, batch.rows), later_of(arm, seen), arm.shape.is_chain
-        if arm.drafter.indivisible:
-            trees = entire(first, later, arm.shape)
-        else:
-            depth = min(arm.shape.depth, batch.room - 1)
-            trees = candidates(first, later, chain, size, depth, COARSE if doubt else FINE)
-        proposing = seen.proposing
-        if chain and seen.streaks.hold(batch.rows):
-            trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
-
-        def whole(full: float, tokens: float) -> float:
-            """A drafter that finds nothing to propose costs a plain round; what is read once serves all that are left."""
-            return proposing * full + (1 - proposing) * plain + RISK * reading * tokens / batch.room
-
-        costs = [
-            whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees, doubt), strict=True)
-        ]
-        seconds, tree = self._tree(list(zip(costs, trees, strict=True)))
-        if self._by_row and batch.num_rows > 1 and not doubt and not arm.drafter.indivisible:
-            # some rows may get more of it than the best tree for all has, but no draft step more is paid for
-            wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
-            return replace(self._sized(arm, batch, seen, wider, whole), reading=reading)
-        grown = partial(shape_of, first, later, chain, tree)
-        return Option(arm, grown, tree.tokens, seconds, seen.samples, reading=reading)
-
-    def _sized(
-        self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate, whole: Callable[[float, float], float]
-    ) -> Option:
-        """`arm` with as much of `tree` for each row as pays for that row."""
-        first, later, chain, rows = seen.first(), later_of(arm, seen), arm.shape.is_chain, batch.num_rows
-
-        def seconds(count: int) -> float:
-            return self._prices.shared(arm, tree, count)
-
-        ratios = [seen.of_row(row) for row in batch.rows]
-        sizes, tokens = sizes_by_row(nodes_of(first, later, chain, tree), ratios, seconds)
-        grown = partial(shape_of, first, later, chain, tree)
-        return Option(arm, grown, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)
+        return self._offers.option(
+            option.arm, batch, doubt=1 / (1 + kept * self._beliefs.trials(option.arm, batch.sampling))
+        )
 
     def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
         """The best of one drafter's trees, with the seconds of a round."""

@@ -1,0 +1,104 @@
+"""What the arms have to offer for a batch: each its best tree, with what it is expected to yield and to take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from specplug.acceptance import Acceptance
+from specplug.controllers.base import Arm
+from specplug.controllers.beliefs import Beliefs, later_of
+from specplug.controllers.option import Option, nothing
+from specplug.controllers.prices import Prices
+from specplug.controllers.reading import Reading
+from specplug.controllers.rows import sizes_by_row
+from specplug.controllers.trees import COARSE, FINE, Candidate, candidates, entire, in_streaks, nodes_of, shape_of
+from specplug.host import Batch
+
+RISK = 1.25  # how much more reading counts than it takes: it is lost if the draft turns out worse than believed
+FIRST = 32  # draft tokens over all rows that an untried drafter may propose
+
+Priced = Sequence[tuple[float, Candidate]]  # seconds of a round, and its tree
+
+
+class Offers:
+    """`by_row`: rows of unequal size cost less than padded ones. `pick`: chooses among one drafter's trees."""
+
+    def __init__(
+        self,
+        beliefs: Beliefs,
+        prices: Prices,
+        reading: Reading,
+        by_row: bool,
+        pick: Callable[[Priced], tuple[float, Candidate]],
+    ) -> None:
+        self._beliefs, self._prices, self._reading, self._by_row, self._pick = beliefs, prices, reading, by_row, pick
+        self._kept: dict[tuple[str, bool], tuple[Hashable, Option | None]] = {}
+
+    def option(self, arm: Arm, batch: Batch, doubt: float = 0.0) -> Option | None:
+        """`arm` with its best tree; None if it cannot pay here. `doubt` in [0, 1]: how far to believe better of it than was seen."""
+        if not arm.shape.size:
+            return Option(arm, nothing, 1.0, self._prices.plain)
+        if batch.context < arm.min_context or batch.room < 2:
+            return None
+        reading = self._reading.seconds(arm, batch, self._prices.plain)
+        if reading is None:
+            return None
+        if arm.shape.is_chain or self._by_row:
+            return self._made(arm, batch, doubt, reading)
+        key, situation = (arm.label, doubt > 0), self._situation(arm, batch, doubt, reading)
+        kept = self._kept.get(key)
+        if kept is None or kept[0] != situation:
+            kept = self._kept[key] = situation, self._made(arm, batch, doubt, reading)
+        return kept[1]
+
+    def _situation(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Hashable:
+        """While this stays, so does what was computed: trees are many, and those of a drafter that is not used change little."""
+        samples, rows, room = self._beliefs.of(arm, batch.sampling).samples, batch.rows, min(batch.room, 16)
+        seconds = [round(32 * math.log(part + 1e-9)) for part in (self._prices.plain, reading)]
+        return rows, room, batch.context // 64, *seconds, samples, round(16 * doubt)
+
+    def _made(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Option:
+        plain, seen = self._prices.plain, self._beliefs.of(arm, batch.sampling)
+        # what nobody has seen is tried with a small tree: what it costs is a guess too
+        size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
+        first, later, chain = seen.first(doubt, batch.rows), later_of(arm, seen), arm.shape.is_chain
+        if arm.drafter.indivisible:
+            trees = entire(first, later, arm.shape)
+        else:
+            depth = min(arm.shape.depth, batch.room - 1)
+            trees = candidates(first, later, chain, size, depth, COARSE if doubt else FINE)
+        proposing = seen.proposing
+        if chain and seen.streaks.hold(batch.rows):
+            trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
+
+        def whole(full: float, tokens: float) -> float:
+            """A drafter that finds nothing to propose costs a plain round; what is read once serves all that are left."""
+            return proposing * full + (1 - proposing) * plain + RISK * reading * tokens / batch.room
+
+        costs = [
+            whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees, doubt), strict=True)
+        ]
+        seconds, tree = self._pick(list(zip(costs, trees, strict=True)))
+        if self._by_row and batch.num_rows > 1 and not doubt and not arm.drafter.indivisible:
+            # some rows may get more of it than the best tree for all has, but no draft step more is paid for
+            wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
+            return replace(self._sized(arm, batch, seen, wider, whole), reading=reading)
+        grown = partial(shape_of, first, later, chain, tree)
+        return Option(arm, grown, tree.tokens, seconds, seen.samples, reading=reading)
+
+    def _sized(
+        self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate, whole: Callable[[float, float], float]
+    ) -> Option:
+        """`arm` with as much of `tree` for each row as pays for that row."""
+        first, later, chain, rows = seen.first(), later_of(arm, seen), arm.shape.is_chain, batch.num_rows
+
+        def seconds(count: int) -> float:
+            return self._prices.shared(arm, tree, count)
+
+        ratios = [seen.of_row(row) for row in batch.rows]
+        sizes, tokens = sizes_by_row(nodes_of(first, later, chain, tree), ratios, seconds)
+        grown = partial(shape_of, first, later, chain, tree)
+        return Option(arm, grown, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)
