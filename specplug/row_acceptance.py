@@ -51,6 +51,10 @@ class RowAcceptance:
             tried, taken = tried + counts[0], taken + counts[1]
         return taken / tried
 
+    def strangers(self, rows: Sequence[Hashable]) -> float:
+        """The share of `rows` that nothing was seen of."""
+        return sum(row not in self.counts for row in rows) / len(rows)
+
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""
         for row in rows:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 
 from specplug_kernels.native.linear_library import LinearLibrary, linear_library
-from specplug_kernels.native.opening import DTYPES
+from specplug_kernels.native.opening import DTYPES, why_none
 from specplug_kernels.processor import is_intel_avx512, multiplies
 
 LINEAR_KERNELS = ("auto", "native", "torch")
@@ -105,10 +105,7 @@ def why_not_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None
 
 def why_no_linear_library(dtype: torch.dtype) -> str | None:
     """Why there is no library for ``dtype`` here; ``None`` if there is. Builds it when first asked."""
-    loaded = linear_library()
-    if isinstance(loaded, str):
-        return f"it is not available: {loaded}"
-    return None if dtype in loaded.dtypes else f"the processor does not convert {dtype}"
+    return why_none(linear_library(), dtype)
 
 
 def _why_not_dtype(dtype: torch.dtype) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specplug_kernels.native.library import library
-from specplug_kernels.native.opening import DTYPES
+from specplug_kernels.native.opening import DTYPES, why_none
 from specplug_kernels.tree_attention_sdpa import sdpa
 
 LARGEST_DIM = 256
@@ -66,10 +66,7 @@ def why_not_tensors(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 def why_no_library(dtype: torch.dtype) -> str | None:
     """Why there is no library for ``dtype`` here; ``None`` if there is. Builds it when first asked."""
-    loaded = library()
-    if isinstance(loaded, str):
-        return f"it is not available: {loaded}"
-    return None if dtype in loaded.dtypes else f"the processor does not convert {dtype}"
+    return why_none(library(), dtype)
 
 
 def why_slow(threads: int) -> str | None:

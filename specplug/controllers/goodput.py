@@ -163,8 +163,7 @@ class Goodput(Controller):
             settled = self._prices.plain_settled()
             doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(settled, 1))
             return replace(option, tokens=1 + min(0.5, doubt if settled else doubt + UNSETTLED))
-        known = self._beliefs.of(option.arm, batch.sampling).rows.counts
-        strangers = sum(row not in known for row in batch.rows) / batch.num_rows
+        strangers = self._beliefs.of(option.arm, batch.sampling).rows.strangers(batch.rows)
         kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
         return self._offers.option(
             option.arm, batch, doubt=1 / (1 + kept * self._beliefs.trials(option.arm, batch.sampling))

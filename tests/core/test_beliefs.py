@@ -79,9 +79,9 @@ LONG = dict(prompt=8000, host=SimpleNamespace(key="host", weight_bytes=1e9, kv_b
 )
 def test_a_budget_that_pays_is_found(accepted):
     """As fast as with nothing but the best one, nearly, and twice as fast as without any."""
-    alone = [mean_speed(Budgets(accepted={b: p}, step=STEPS), 600, runs=6, **LONG) for b, p in accepted.items()]
-    all_of_them = mean_speed(Budgets(accepted=accepted, step=STEPS), 600, runs=6, **LONG)
-    assert all_of_them > 0.83 * max(alone)
+    alone = [mean_speed(Budgets(accepted={b: p}, step=STEPS), 600, runs=12, **LONG) for b, p in accepted.items()]
+    all_of_them = mean_speed(Budgets(accepted=accepted, step=STEPS), 600, runs=12, **LONG)
+    assert all_of_them > 0.8 * max(alone)  # it knows nothing at first, and has two more to try
     assert all_of_them > 1.9
 
 

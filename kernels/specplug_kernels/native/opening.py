@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -86,6 +86,20 @@ class Known(Generic[L]):
         except (BuildError, UnusableError) as error:
             self._logger.info("compiled %s is not available, torch serves: %s", self._name.replace("_", " "), error)
             return str(error)
+
+
+class Served(Protocol):
+    """A library, as far as it says what it serves."""
+
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]: ...
+
+
+def why_none(found: Served | str, dtype: torch.dtype) -> str | None:
+    """Why there is no library for ``dtype``, given what `Known` found; ``None`` if there is."""
+    if isinstance(found, str):
+        return f"it is not available: {found}"
+    return None if dtype in found.dtypes else f"the processor does not convert {dtype}"
 
 
 def numbers(*shape: int) -> Tensor:
