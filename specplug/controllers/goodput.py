@@ -33,6 +33,8 @@ STRANGE = 0.7  # share of what was seen of others that does not count for a row 
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
+CHANCE = 0.5  # of what trying may gain at best that it may lose at most
+HORIZON = 100  # tokens that are still to be written, at least: by this text or the next one
 SURPRISE = 1.5  # tokens a row by which rounds may differ from what was expected before the decision is looked at again
 
 
@@ -132,9 +134,13 @@ class Goodput(Controller):
         for option in options:
             if option.arm is best.arm:
                 continue
-            affordable = self._purse.affords(self._loss(option, best, options[-1], batch.room))
-            hopeful = self._hope(option, batch, situation) if affordable else None
-            if hopeful is not None and self._worth(hopeful) > most:
+            loss = self._loss(option, best, options[-1], batch.room)
+            hopeful = self._hope(option, batch, situation) if self._purse.affords(loss) else None
+            if hopeful is None or self._worth(hopeful) <= most:
+                continue
+            # what it may gain, should it be that good, for as long as a text goes on
+            gain = max(batch.room, HORIZON) / best.rate * (1 - self._worth(best) / self._worth(hopeful))
+            if loss <= CHANCE * gain:
                 chosen, most = hopeful, self._worth(hopeful)
         return chosen
 
@@ -145,9 +151,11 @@ class Goodput(Controller):
         little = option.reading <= self.gamble * room / best.rate
         # what it reads is not lost if this generation will pay for it, for all that is believed of it
         read = 0.0 if option.rate > best.rate or (little and not option.samples) else option.reading
+        if read and option.samples and not little:
+            return math.inf  # whatever was saved before, this generation would not get it back
+        if option.arm.label not in self._warm:
+            read += self._learnt.warming.get(option.arm.label, 0.0)
         if option.samples:
-            if read and not little:
-                return math.inf  # whatever was saved before, this generation would not get it back
             return read + max(0.0, option.seconds * (1 - option.rate / best.rate))
         loss = read + plain.seconds * (1.0 if option.arm.drafter.drafts_with_model else 0.3)
         # once its caches have caught up: do not let that have been for nothing
@@ -195,6 +203,8 @@ class Goodput(Controller):
             self._beliefs.of(arm, batch.sampling).observe(finished)
         if caught_up and not read:
             self._prices.observe(finished, situation, settling=self._finished < SETTLING)
+        elif not read:
+            self._learnt.warming[arm.label] = self._prices.excess(finished, situation)
         self._finished += 1
 
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:

@@ -35,6 +35,9 @@ class Learnt:
     reading: dict[str, float] = field(
         default_factory=dict
     )  # seconds a token that a draft takes to read what it has missed
+    warming: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds beyond an arm's usual that its first round in a generation took
     rounds: Counter[Hashable] = field(default_factory=Counter)  # by situation
     tried: dict[tuple[Hashable, str], int] = field(
         default_factory=dict

@@ -61,15 +61,21 @@ class Prices:
 
     def observe(self, finished: Round, situation: Hashable, settling: bool) -> None:
         """A round took so long. `settling`: see `OnlineCost.observe`."""
+        self._cost.observe(self._work_of(finished), situation, finished.seconds.work, settling)
+
+    def excess(self, finished: Round, situation: Hashable) -> float:
+        """Seconds that a round took beyond what is believed of its like."""
+        return max(0.0, finished.seconds.work - self._cost.seconds(self._work_of(finished), situation))
+
+    def _work_of(self, finished: Round) -> Scale:
         plan, batch = finished.plan, finished.batch
+        if finished.trees.num_nodes == 1:
+            return self._plain_round(batch)
         if plan.sizes is None:
             tokens = batch.num_rows * finished.trees.num_nodes
         else:
             tokens = self._padded_tokens([size + 1 for size in plan.sizes])
-        work = self._round(plan.arm, batch, tokens, plan.shape.depth)
-        if finished.trees.num_nodes == 1:
-            work = self._plain_round(batch)
-        self._cost.observe(work, situation, finished.seconds.work, settling)
+        return self._round(plan.arm, batch, tokens, plan.shape.depth)
 
     def _plain_round(self, batch: Batch) -> Scale:
         return Scale(self._plain_label, batch.num_rows, batch.num_rows, 0, batch.num_rows * batch.context)
