@@ -33,7 +33,7 @@ STRANGE = 0.7  # share of what was seen of others that does not count for a row 
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
-CHANCE = 0.5  # of what trying may gain at best that it may lose at most
+CHANCE = 0.25  # of what trying may gain at best that it may lose at most
 HORIZON = 100  # tokens that are still to be written, at least: by this text or the next one
 SURPRISE = 1.5  # tokens a row by which rounds may differ from what was expected before the decision is looked at again
 
