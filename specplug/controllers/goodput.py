@@ -151,8 +151,6 @@ class Goodput(Controller):
         little = option.reading <= self.gamble * room / best.rate
         # what it reads is not lost if this generation will pay for it, for all that is believed of it
         read = 0.0 if option.rate > best.rate or (little and not option.samples) else option.reading
-        if read and option.samples and not little:
-            return math.inf  # whatever was saved before, this generation would not get it back
         if option.arm.label not in self._warm:
             read += self._learnt.warming.get(option.arm.label, 0.0)
         if option.samples:
