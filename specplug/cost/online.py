@@ -166,7 +166,7 @@ class OnlineCost:
             verify = verifies.get(nodes)
             if verify is None:
                 verify = verifies[nodes] = ground.plain + sum(ground.verify(nodes))
-            seconds = verify + ground.draft(nodes, depth) if depth else verify
+            seconds = verify + ground.draft(nodes, depth)
             kind = kinds.get((drafter, round(nodes / rows), depth))
             found.append(seconds if kind is None else seconds * math.exp(kind.factor.value * (1 - doubt)))
         return found
@@ -247,10 +247,11 @@ class _Ground(NamedTuple):
         return self.tree, self.further * max(0.0, more)
 
     def draft(self, nodes: int, depth: int) -> float:
-        """`depth` forwards of the draft, for so many nodes."""
+        """`depth` forwards of the draft, for so many nodes; 0 for a round that verifies roots alone."""
+        if not depth or nodes == self.work.rows:
+            return 0.0
         return self.level * depth * self.prior.draft(self.work.drafter, self.work.level(nodes, depth))
 
     def parts(self, nodes: int, depth: int) -> _Parts:
         """Of a round that verifies `nodes` over all rows, behind `depth` forwards of the draft."""
-        drafts = depth and nodes > self.work.rows
-        return _Parts(self.plain, *self.verify(nodes), self.draft(nodes, depth) if drafts else 0.0)
+        return _Parts(self.plain, *self.verify(nodes), self.draft(nodes, depth))

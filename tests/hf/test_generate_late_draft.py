@@ -31,7 +31,7 @@ class Late(Controller):
 def test_a_draft_that_comes_back_reads_what_it_missed(
     fp64: Models, tree: str, padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runners, "SLACK", BLOCK)
+    monkeypatch.setattr(runners, "SCRATCH", BLOCK)
     spec = Speculator(draft_model=fp64.draft, kv_policy="streaming:sink=2,window=5", tree=tree, controller=Late())
     call = prompt(3, padding) | {"max_new_tokens": 60}
     same(fp64.target.generate(**call, assistant=spec), fp64.target.generate(**call))

@@ -21,12 +21,12 @@ from specplug.controllers.base import Plan, planned
 from specplug.drafters import LayerSkip
 from specplug.host import SkippedLayers
 from specplug.kv_policies import Streaming
-from specplug_hf import generation
+from specplug_hf import generation, prefill
 from specplug_hf.graphs import rounds
 from specplug_hf.graphs.drafts import RecordedDraft, why_eager_draft
 from specplug_hf.graphs.graphs import WORTH
 from specplug_hf.paged.store import PAGE, PagedStore
-from specplug_hf.runners import ModelRunner, model
+from specplug_hf.runners import ModelRunner
 from specplug_hf.runners.block import next_block
 from specplug_hf.translation import TranslatedDraft
 
@@ -110,8 +110,12 @@ def test_rows_that_leave_begin_new_recordings(models: Models, monkeypatch: pytes
 @pytest.mark.parametrize("grows", ["draft", "target"])
 def test_a_store_that_grows_begins_new_recordings(models: Models, monkeypatch: pytest.MonkeyPatch, grows: str) -> None:
     """What was recorded stands on memory that was left, be it the draft's alone."""
-    module, name = (generation, "SCRATCH") if grows == "draft" else (model, "SLACK")
-    monkeypatch.setattr(module, name, 8 * PAGE)  # the other one has room enough
+
+    def with_room(cache: Any, columns: int, slots: Any, room: int, release: bool, storage: Any) -> Any:
+        return prefill.take_over(cache, columns, slots, 8 * PAGE, release, storage)
+
+    # the other one has room enough
+    monkeypatch.setattr(generation if grows == "draft" else prefill, "take_over_text", with_room)
     ran = as_eagerly(models, monkeypatch, drafting(models, "sequoia:size=7,depth=3"), **sampled(1, 4 * PAGE))
     (runner,) = ran.host.runners
     stores = {"draft": runner.store, "target": ran.host.store}

@@ -34,13 +34,13 @@ from specplug_hf.identity import identity_of, name_of
 from specplug_hf.kernels import KERNELS
 from specplug_hf.observed import observed_for
 from specplug_hf.policies import check_policy_fits
-from specplug_hf.prefill import check_cache, positions_read, slots_of, take_over
+from specplug_hf.prefill import check_cache, positions_read, slots_of, take_over_text
 from specplug_hf.probe import check_trees
 from specplug_hf.processors import NodeProcessors
 from specplug_hf.progress import Progress
 from specplug_hf.records import Records
 from specplug_hf.skipping import check_layers, num_layers
-from specplug_hf.store import SCRATCH, KVStore, slots_for
+from specplug_hf.store import KVStore
 from specplug_hf.support import check_architecture, check_positions, check_request
 
 
@@ -201,8 +201,7 @@ class Generation:
         shifts = _shifts(slots, lengths, first)
         storage = self.forward.storage if shifts is None else KVStore  # pages know no holes in a prompt
         room = max(1, self.config.max_length - self.input_ids.shape[1])
-        store = take_over(cache, columns, slots, slots_for(columns, room), not self.cache_is_users, storage)
-        store.expect(columns + room + SCRATCH)
+        store = take_over_text(cache, columns, slots, room, not self.cache_is_users, storage)
         skipped = columns - self.input_ids.shape[1]  # columns that a cache passed in already held
         return Prompt(
             store=store,

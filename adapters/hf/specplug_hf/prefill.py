@@ -73,6 +73,15 @@ def take_over(
     return store
 
 
+def take_over_text(
+    cache: Cache, columns: int, slots: Tensor | None, room: int, release: bool, storage: Storage = KVStore
+) -> KVStore:
+    """`take_over` of a text that goes on: `room` tokens more that a row may take have their slots, or growth ends with them."""
+    store = take_over(cache, columns, slots, slots_for(columns, room), release, storage)
+    store.expect(columns + room + SCRATCH)
+    return store
+
+
 @contextmanager
 def positions_read(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """The position ids of this thread's forwards of `model` from here on: some models (PaliGemma) count from one."""
@@ -127,9 +136,7 @@ def prefill_rows(
     slots = slots_of(mask)
     width = tokens.shape[1]
     if ring is None:
-        store = take_over(cache, width, slots, slots_for(width, room), release=True, storage=storage)
-        store.expect(width + room + SCRATCH)
-        return store
+        return take_over_text(cache, width, slots, room, release=True, storage=storage)
     place = torch.arange(width, device=tokens.device).expand(len(tokens), -1) if slots is None else slots
     lengths = torch.tensor(rows.counts, device=tokens.device)[:, None]
     kept = (place >= 0) & ((place < ring.sink) | (place >= lengths - ring.window))

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from specplug.kv_policies import ChoosingPolicy, KVPolicy, LayerContext
 from specplug_hf.rotation import Rotation
-from specplug_hf.store import KVStore
+from specplug_hf.store import SCRATCH, KVStore
 from specplug_hf.views import RingView
-
-SLACK = 64  # scratch slots that a ring starts with
 
 
 class Queries(Protocol):
@@ -36,7 +34,7 @@ class SparseCopy:
         self, source: KVStore, policy: KVPolicy, ring: RingView, queries: Queries | None, rotation: Rotation | None
     ) -> None:
         self.ring = ring
-        self.store = source.rows_like(ring.size + SLACK)
+        self.store = source.rows_like(ring.size + SCRATCH)
         self._source, self._queries, self._rotation = source, queries, rotation
         rows = self.store.num_rows
         self.copied = [0] * rows  # positions [0, copied) of each row are in the ring, as far as it holds them

@@ -130,10 +130,15 @@ def decoding_start(forwards: Forwards, stats: SpecStats | None) -> float:
     return end if stats is None else max(end, start + stats.seconds_prefill)
 
 
-def keep_garbage_collection_short() -> None:
-    """What exists by now stays: walking through all that was imported takes 0.2 s, in the middle of whoever's turn it is."""
+@contextlib.contextmanager
+def short_garbage_collection() -> Iterator[None]:
+    """What exists by now is left alone: walking through all that was imported takes 0.2 s, in the middle of whoever's turn it is."""
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 Observer = Callable[[Contender, PromptBatch, Sample, Tensor], None]
@@ -148,12 +153,12 @@ def interleaved(
     observer: Observer,
 ) -> list[Sample]:
     """Every run on every batch, `repeats` times, taking turns and starting with another one each time."""
-    keep_garbage_collection_short()
     samples = []
-    for repeat in range(repeats):
-        for number, batch in enumerate(batches):
-            turn = (repeat * len(batches) + number) % len(runs)
-            for contender, option in [*runs[turn:], *runs[:turn]]:
+    turns = [(repeat, number) for repeat in range(repeats) for number in range(len(batches))]
+    with short_garbage_collection():
+        for turn, (repeat, number) in enumerate(turns):
+            first, batch = turn % len(runs), batches[number]
+            for contender, option in [*runs[first:], *runs[:first]]:
                 sample, new = timed(models, contender, option, batch, new_tokens, (number, repeat))
                 observer(contender, batch, sample, new)
                 samples.append(sample)

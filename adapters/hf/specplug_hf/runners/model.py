@@ -20,8 +20,8 @@ from specplug_hf.rotation import rotation_of
 from specplug_hf.runners.base import Runner
 from specplug_hf.runners.block import Block, most_unread, next_block
 from specplug_hf.runners.vocabulary import Vocabulary
-from specplug_hf.sparse import SLACK, SparseCopy
-from specplug_hf.store import KVStore
+from specplug_hf.sparse import SparseCopy
+from specplug_hf.store import SCRATCH, KVStore
 from specplug_hf.support import device_of
 from specplug_hf.views import FullView, RingView
 
@@ -148,7 +148,7 @@ class ModelRunner(Runner):
         """Read row b's next `counts[b]` tokens, in blocks that fit the scratch."""
         logits = None
         # a block must not be longer than the ring, or two of its tokens would share a slot
-        block_limit = min(SLACK, self.view.window) if isinstance(self.view, RingView) else SLACK
+        block_limit = min(SCRATCH, self.view.window) if isinstance(self.view, RingView) else SCRATCH
         while True:
             width = min(max(counts), block_limit)
             now = [max(0, min(count, width)) for count in counts]
