@@ -81,6 +81,7 @@ class Goodput(Controller):
             seconds = self._prices.plain if tried or knows else None
             return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
         chosen = self._decision(batch, situation)
+        self._reading.begin(chosen.arm, batch)
         if chosen.arm.drafter.drafts_with_model and chosen.arm.label not in self._warm:
             return chosen.catching_up(batch)
         return chosen.plan(batch)
@@ -189,7 +190,9 @@ class Goodput(Controller):
         self._learnt.tick(situation, arm.label)
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
         self._warm.add(arm.label)
-        read = self._reading.observe(arm, finished.seconds.draft)
+        self._prices.look(batch, situation)
+        depth = finished.plan.shape.depth
+        read = self._reading.observe(arm, finished.seconds.draft, self._prices.forward(arm), depth)
         self._settle(finished, situation, caught_up)
         if finished.plan.predicted is not None and finished.plan.predicted.tokens is not None:
             self._drift += sum(finished.commit.counts) / batch.num_rows - finished.plan.predicted.tokens

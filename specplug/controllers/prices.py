@@ -59,6 +59,11 @@ class Prices:
         work = self._round(arm, self._batch, self._batch.num_rows + count, tree.depth)
         return self._cost.seconds(work, self._situation)
 
+    def forward(self, arm: Arm) -> float:
+        """A forward of the draft of `arm`, for a token of every row."""
+        rows = self._batch.num_rows
+        return self._cost.level(self._round(arm, self._batch, 2 * rows, 1), self._situation)
+
     def observe(self, finished: Round, situation: Hashable, settling: bool) -> None:
         """A round took so long. `settling`: see `OnlineCost.observe`."""
         self._cost.observe(self._work_of(finished), situation, finished.seconds.work, settling)

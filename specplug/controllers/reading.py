@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from specplug.controllers.base import Arm
 from specplug.host import Batch
 
-LITTLE = 64  # tokens a row that a draft may have missed without anybody counting
+LITTLE = 16  # tokens a row that a draft may have missed without anybody counting: more make a round no ordinary one
+LEAST = 0.25  # of what a draft took that was for reading: what its forwards take was a guess, perhaps
 GUESS = 50  # a draft reads a token in so small a part of a decode step's share of a row, before it was measured
 
 
 @dataclass(slots=True)
 class Reading:
-    """`known`: by arm, seconds a token that its draft takes to read; outlives a generation.
+    """`known`: by arm, seconds a token that its draft takes to read, beside the forward that reads them; outlives a generation.
 
     `stake`: share of the time that plain decoding would still take that a draft may spend on reading.
     """
 
     known: dict[str, float]
     stake: float
-    _unread: dict[str, int] = field(default_factory=dict)  # by arm, as of the last plan
+    _begun: int = 0  # tokens that the round which was planned last makes a draft read
 
-    def seconds(self, arm: Arm, batch: Batch, plain: float) -> float | None:
-        """What reading will take before `arm` can draft; None: more than may be staked. `plain`: seconds of a plain round."""
-        unread = arm.drafter.unread(batch)
-        if unread <= LITTLE * batch.num_rows:
+    def seconds(self, arm: Arm, batch: Batch, plain: float, forward: float) -> float | None:
+        """What reading will take before `arm` can draft; None: more than may be staked.
+
+        `plain`: seconds of a plain round; `forward`: of a forward of the draft that reads next to nothing.
+        """
+        unread = self._much(arm, batch)
+        if not unread:
             return 0.0
-        needed = unread * self.known.get(arm.label, plain / batch.num_rows / GUESS)
-        if needed > self.stake * batch.room * plain:
-            return None
-        self._unread[arm.label] = unread
-        return needed
+        needed = forward + unread * self.known.get(arm.label, plain / batch.num_rows / GUESS)
+        return needed if needed <= self.stake * batch.room * plain else None
 
-    def observe(self, arm: Arm, seconds: float) -> bool:
-        """`arm` drafted for so long. Whether it had much to read: such a round's time is no round's otherwise."""
-        unread = self._unread.get(arm.label, 0)
-        self._unread.clear()
+    def begin(self, arm: Arm, batch: Batch) -> None:
+        """`arm` is about to draft."""
+        self._begun = self._much(arm, batch)
+
+    def observe(self, arm: Arm, seconds: float, forward: float, levels: int) -> bool:
+        """`arm` drafted `levels` for so long. Whether it had much to read: such a round's time is no round's otherwise."""
+        unread, self._begun = self._begun, 0
         if unread:
-            self.known[arm.label] = seconds / unread
+            # short texts take their forward, and little more: what they take a token says nothing of long ones
+            self.known[arm.label] = max(LEAST * seconds, seconds - (levels + 1) * forward) / unread
         return bool(unread)
+
+    def _much(self, arm: Arm, batch: Batch) -> int:
+        """What the draft of `arm` has to read; 0 if that is little."""
+        unread = arm.drafter.unread(batch)
+        return unread if unread > LITTLE * batch.num_rows else 0

@@ -175,6 +175,10 @@ class OnlineCost:
         """What plain decoding of the rows of `work` will take."""
         return self._ground(work, situation).plain
 
+    def level(self, work: Scale, situation: Hashable) -> float:
+        """What one level of the draft of `work` will take."""
+        return self._ground(work, situation).draft(work.nodes, 1)
+
     def tried(self, work: Scale, situation: Hashable) -> int:
         """Rounds of this kind that were measured in this situation."""
         found = self.kinds.get(situation, {}).get(work.kind)
