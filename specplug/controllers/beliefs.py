@@ -70,4 +70,6 @@ def _related(arm: Arm, other: Arm) -> bool:
 
 def later_of(arm: Arm, seen: Acceptance) -> list[float]:
     """Shares of the later children, for nodes with no more children than the arm's own tree: a vocabulary may be small."""
+    if arm.shape.is_chain:
+        return []
     return seen.others()[: max(child_counts(arm.shape)) - 1]

@@ -91,8 +91,10 @@ class Goodput(Controller):
         key = (situation, batch.rows if self._by_row else batch.num_rows, min(batch.room, 16))
         rounds = self._learnt.rounds[situation]
         standing = self._standing
-        if standing is not None and standing.key == key and rounds < standing.until and not self._surprised(standing):
-            return self._standing_option(standing, batch)
+        if standing is not None and standing.key == key and rounds < standing.until:
+            short = max(SURPRISE, standing.option.tokens)
+            if self._drift > -short:
+                return self._standing_option(standing, batch, better=self._drift > short)
         self._drift = 0.0
         options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
         best = self._best(options)
@@ -107,14 +109,12 @@ class Goodput(Controller):
         self._standing = Standing(key, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch))
         return best
 
-    def _surprised(self, standing: Standing) -> bool:
-        """Whether the rounds since the decision yielded other than was expected of them, so that it should be looked at again."""
-        return abs(self._drift) > max(SURPRISE, standing.option.tokens)
-
-    def _standing_option(self, standing: Standing, batch: Batch) -> Option:
-        """What was decided; with another tree if the rows are in a streak by now, or are no more."""
+    def _standing_option(self, standing: Standing, batch: Batch, better: bool) -> Option:
+        """What was decided; with another tree if the rows are in a streak by now, or are no more, or if it does `better` than was
+        expected. (If it does worse, others are looked at too.)"""
         option, streak = standing.option, self._beliefs.in_streaks(standing.option.arm, batch)
-        if streak != standing.streak and (other := self._offers.option(option.arm, batch)) is not None:
+        if (better or streak != standing.streak) and (other := self._offers.option(option.arm, batch)) is not None:
+            self._drift = 0.0
             option = replace(other, reason=option.reason)
             self._standing = replace(standing, option=option, streak=streak)
         return option
@@ -191,8 +191,9 @@ class Goodput(Controller):
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
         self._warm.add(arm.label)
         self._prices.look(batch, situation)
-        depth = finished.plan.shape.depth
-        read = self._reading.observe(arm, finished.seconds.draft, self._prices.forward(arm), depth)
+        read = self._reading.observe(
+            arm, finished.seconds.draft, self._prices.forward, finished.plan.shape.depth
+        )
         self._settle(finished, situation, caught_up)
         if finished.plan.predicted is not None and finished.plan.predicted.tokens is not None:
             self._drift += sum(finished.commit.counts) / batch.num_rows - finished.plan.predicted.tokens
@@ -211,7 +212,6 @@ class Goodput(Controller):
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""
         arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
-        self._prices.look(batch, situation)
         if not self._prices.plain_tried():
             return
         plain = self._prices.plain

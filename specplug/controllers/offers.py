@@ -43,7 +43,7 @@ class Offers:
             return Option(arm, nothing, 1.0, self._prices.plain)
         if batch.context < arm.min_context or batch.room < 2:
             return None
-        reading = self._reading.seconds(arm, batch, self._prices.plain, self._prices.forward(arm))
+        reading = self._reading.seconds(arm, batch, self._prices.plain, self._prices.forward)
         if reading is None:
             return None
         if arm.shape.is_chain or self._by_row:

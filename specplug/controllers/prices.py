@@ -23,10 +23,13 @@ class Prices:
         self._budgets = {arm.label: arm.drafter.budget for arm in arms}
         self._plain_label = arms[-1].label
         self._plain: float | None = None
+        self._looked_at: Batch | None = None
 
     def look(self, batch: Batch, situation: Hashable) -> None:
         """Everything is priced for `batch`, and by what was learnt until now."""
-        self._batch, self._situation, self._plain = batch, situation, None
+        if batch is not self._looked_at:
+            self._looked_at = self._batch = batch
+            self._situation, self._plain = situation, None
 
     @property
     def plain(self) -> float:
@@ -67,6 +70,7 @@ class Prices:
     def observe(self, finished: Round, situation: Hashable, settling: bool) -> None:
         """A round took so long. `settling`: see `OnlineCost.observe`."""
         self._cost.observe(self._work_of(finished), situation, finished.seconds.work, settling)
+        self._plain = None
 
     def excess(self, finished: Round, situation: Hashable) -> float:
         """Seconds that a round took beyond what is believed of its like."""

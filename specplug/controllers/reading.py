@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from specplug.controllers.base import Arm
@@ -23,7 +24,7 @@ class Reading:
     stake: float
     _begun: int = 0  # tokens that the round which was planned last makes a draft read
 
-    def seconds(self, arm: Arm, batch: Batch, plain: float, forward: float) -> float | None:
+    def seconds(self, arm: Arm, batch: Batch, plain: float, forward: Callable[[Arm], float]) -> float | None:
         """What reading will take before `arm` can draft; None: more than may be staked.
 
         `plain`: seconds of a plain round; `forward`: of a forward of the draft that reads next to nothing.
@@ -31,19 +32,19 @@ class Reading:
         unread = self._much(arm, batch)
         if not unread:
             return 0.0
-        needed = forward + unread * self.known.get(arm.label, plain / batch.num_rows / GUESS)
+        needed = forward(arm) + unread * self.known.get(arm.label, plain / batch.num_rows / GUESS)
         return needed if needed <= self.stake * batch.room * plain else None
 
     def begin(self, arm: Arm, batch: Batch) -> None:
         """`arm` is about to draft."""
         self._begun = self._much(arm, batch)
 
-    def observe(self, arm: Arm, seconds: float, forward: float, levels: int) -> bool:
+    def observe(self, arm: Arm, seconds: float, forward: Callable[[Arm], float], levels: int) -> bool:
         """`arm` drafted `levels` for so long. Whether it had much to read: such a round's time is no round's otherwise."""
         unread, self._begun = self._begun, 0
         if unread:
             # short texts take their forward, and little more: what they take a token says nothing of long ones
-            self.known[arm.label] = max(LEAST * seconds, seconds - (levels + 1) * forward) / unread
+            self.known[arm.label] = max(LEAST * seconds, seconds - (levels + 1) * forward(arm)) / unread
         return bool(unread)
 
     def _much(self, arm: Arm, batch: Batch) -> int:

@@ -17,6 +17,10 @@ from specplug.trees import Chain
 PLAIN, FORWARD = 0.010, 0.003  # seconds
 
 
+def forward(_: Arm) -> float:
+    return FORWARD
+
+
 @dataclass
 class Behind(Drafter):
     """A draft that has missed so many tokens."""
@@ -41,16 +45,16 @@ def batch(rows: int) -> Batch:
 
 def test_one_prompt_in_a_large_batch_is_reading():
     reading = Reading({}, stake=0.25)
-    assert reading.seconds(arm(500), batch(20), PLAIN, FORWARD) > FORWARD
+    assert reading.seconds(arm(500), batch(20), PLAIN, forward) > FORWARD
     reading.begin(arm(500), batch(20))
-    assert reading.observe(arm(0), 0.02, FORWARD, 3)
+    assert reading.observe(arm(0), 0.02, forward, 3)
 
 
 def test_a_few_tokens_a_row_are_none():
     reading = Reading({}, stake=0.25)
-    assert reading.seconds(arm(LITTLE * 20), batch(20), PLAIN, FORWARD) == 0
+    assert reading.seconds(arm(LITTLE * 20), batch(20), PLAIN, forward) == 0
     reading.begin(arm(LITTLE * 20), batch(20))
-    assert not reading.observe(arm(0), 0.02, FORWARD, 3)
+    assert not reading.observe(arm(0), 0.02, forward, 3)
     assert not reading.known
 
 
@@ -58,14 +62,14 @@ def test_a_short_text_that_takes_a_forward_says_little_of_a_long_one():
     reading = Reading({}, stake=10.0)
     reading.begin(arm(400), batch(1))
     # three levels, and a forward for the text: a quarter of the whole is left to its 400 tokens at least
-    reading.observe(arm(0), 4 * FORWARD + 0.004, FORWARD, 3)
-    assert reading.seconds(arm(40_000), batch(1), PLAIN, FORWARD) == pytest.approx(FORWARD + 100 * 0.004)
+    reading.observe(arm(0), 4 * FORWARD + 0.004, forward, 3)
+    assert reading.seconds(arm(40_000), batch(1), PLAIN, forward) == pytest.approx(FORWARD + 100 * 0.004)
 
 
 def test_what_forwards_are_guessed_to_take_never_makes_reading_free():
     reading = Reading({}, stake=10.0)
     reading.begin(arm(400), batch(1))
-    reading.observe(arm(0), 0.008, 10 * FORWARD, 3)
+    reading.observe(arm(0), 0.008, lambda arm: 10 * FORWARD, 3)
     assert reading.known["model"] * 400 == pytest.approx(0.002)
 
 
@@ -73,8 +77,8 @@ def test_a_round_that_came_after_has_read_nothing():
     reading = Reading({}, stake=0.25)
     reading.begin(arm(500), batch(1))
     reading.begin(arm(0), batch(1))
-    assert not reading.observe(arm(0), 0.02, FORWARD, 3)
+    assert not reading.observe(arm(0), 0.02, forward, 3)
 
 
 def test_more_than_may_be_staked_is_refused():
-    assert Reading({}, stake=0.25).seconds(arm(100_000), batch(1), PLAIN, FORWARD) is None
+    assert Reading({}, stake=0.25).seconds(arm(100_000), batch(1), PLAIN, forward) is None

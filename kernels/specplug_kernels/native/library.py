@@ -17,6 +17,9 @@ from specplug_kernels.reference import tree_attention_reference
 CALL = struct.Struct("@5P 8q 3q 3q 3q 3q 2q d")
 """``struct call`` of ``tree_attention.c``."""
 
+TRIED = ((2, 7), (1, 13), (1, 11))
+"""Groups and nodes whose packed rows go in tiles of 8, 4 and 2; 8, 4 and 1; 8 and 4, one of which is padding."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -88,21 +91,22 @@ def load(path: Path) -> Library:
 
 
 def _try(loaded: Library, dtype: torch.dtype) -> None:
-    """Compare with the definition: three packed rows and padding, blocks that threads share, a hidden half, a blind query."""
-    groups, nodes, columns, tail = 2, 3, 700, 40
+    """Compare with the definition: tiles of every size, padded ones too, blocks that threads share, a hidden half, a blind query."""
+    columns, tail = 700, 40
     with torch.no_grad():
-        query = numbers(2, 2 * groups, nodes, 24).to(dtype)
-        key, value = numbers(2, 2, columns, 24).to(dtype), numbers(2, 2, columns, 40).to(dtype)
-        for prefix in (columns - tail, 0):
-            hidden = numbers(2, 1, nodes, columns - prefix) > 0
-            hidden[0, 0, 1] = True
-            bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-            given = query, key, value
-            ours = loaded(*given, prefix, bias, 0.5).float()
-            wanted = tree_attention_reference(*given, prefix=prefix, bias=bias, scale=0.5).float()
-            if not torch.allclose(ours, wanted, rtol=0.0, atol=TRIAL_ERRORS[dtype]):
-                worst = (ours - wanted).abs().max().item()
-                raise UnusableError(f"in {dtype} it is off by {worst:.2g} from the definition")
+        for groups, nodes in TRIED:
+            query = numbers(2, 2 * groups, nodes, 24).to(dtype)
+            key, value = numbers(2, 2, columns, 24).to(dtype), numbers(2, 2, columns, 40).to(dtype)
+            for prefix in (columns - tail, 0):
+                hidden = numbers(2, 1, nodes, columns - prefix) > 0
+                hidden[0, 0, 1] = True
+                bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+                given = query, key, value
+                ours = loaded(*given, prefix, bias, 0.5).float()
+                wanted = tree_attention_reference(*given, prefix=prefix, bias=bias, scale=0.5).float()
+                if not torch.allclose(ours, wanted, rtol=0.0, atol=TRIAL_ERRORS[dtype]):
+                    worst = (ours - wanted).abs().max().item()
+                    raise UnusableError(f"in {dtype} it is off by {worst:.2g} from the definition")
 
 
 def _bias_strides(bias: Tensor | None) -> tuple[int, int, int]:
