@@ -9,6 +9,7 @@ from specplug.controllers.base import Arm
 from specplug.host import Batch
 from specplug.tree import child_counts
 
+SHARED = 0.3  # what a trial of others says of a row that nothing was seen of
 KINSHIP = 0.5  # what a trial of an arm's kin says of it
 MOST = 8.0  # trials of its own that its kin can stand for
 
@@ -35,6 +36,13 @@ class Beliefs:
         """How many rows and rounds speak of `arm`, its kin's included."""
         kin = self._nearest(arm, sampling)
         return self.of(arm, sampling).samples + (min(MOST, KINSHIP * kin.samples) if kin is not None else 0.0)
+
+    def known_of(self, arm: Arm, batch: Batch) -> float:
+        """How many trials speak of `arm` for the rows of `batch`: fewer for rows that nothing was seen of, as many as young rows gave
+        at least."""
+        trials, rows = self.trials(arm, batch.sampling), self.of(arm, batch.sampling).rows
+        strangers = rows.strangers(batch.rows)
+        return (1 - strangers) * trials + strangers * max(SHARED * trials, min(trials, rows.tried))
 
     def in_streaks(self, arm: Arm, batch: Batch) -> bool:
         """Whether all rows are in a streak of `arm`."""

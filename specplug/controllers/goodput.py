@@ -29,13 +29,12 @@ from specplug.host import Batch, Host
 from specplug.round import Round
 from specplug.tree import ROOT_ONLY
 
-STRANGE = 0.7  # share of what was seen of others that does not count for a row that nothing was seen of
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
 CHANCE = 0.25  # of what trying may gain at best that it may lose at most
 HORIZON = 100  # tokens that are still to be written, at least: by this text or the next one
-SURPRISE = 1.5  # tokens a row by which rounds may differ from what was expected before the decision is looked at again
+SURPRISE = 1.5  # tokens a row that rounds may yield less than was expected before the decision is looked at again
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Goodput(Controller):
     reinvest: float = 0.02  # share of the time that trying may lose besides, out of what speculation gained
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 60  # rounds after which what was seen counts half
-    interval: int = 8
+    interval: int = 6
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
     gamble: float = 0.08  # share of the time that the best would take that a draft may read for on a mere hope
 
@@ -91,10 +90,13 @@ class Goodput(Controller):
         key = (situation, batch.rows if self._by_row else batch.num_rows, min(batch.room, 16))
         rounds = self._learnt.rounds[situation]
         standing = self._standing
-        if standing is not None and standing.key == key and rounds < standing.until:
-            short = max(SURPRISE, standing.option.tokens)
-            if self._drift > -short:
-                return self._standing_option(standing, batch, better=self._drift > short)
+        if (
+            standing is not None
+            and standing.key == key
+            and rounds < standing.until
+            and not self._disappointed(standing)
+        ):
+            return self._standing_option(standing, batch)
         self._drift = 0.0
         options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
         best = self._best(options)
@@ -109,12 +111,15 @@ class Goodput(Controller):
         self._standing = Standing(key, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch))
         return best
 
-    def _standing_option(self, standing: Standing, batch: Batch, better: bool) -> Option:
-        """What was decided; with another tree if the rows are in a streak by now, or are no more, or if it does `better` than was
-        expected. (If it does worse, others are looked at too.)"""
+    def _disappointed(self, standing: Standing) -> bool:
+        """Whether the rounds since the decision yielded so much less than was expected that it should be looked at again. One that
+        yields more stands until its next look: luck that is followed at once makes trees too large."""
+        return self._drift < -max(SURPRISE, standing.option.tokens)
+
+    def _standing_option(self, standing: Standing, batch: Batch) -> Option:
+        """What was decided; with another tree if the rows are in a streak by now, or are no more."""
         option, streak = standing.option, self._beliefs.in_streaks(standing.option.arm, batch)
-        if (better or streak != standing.streak) and (other := self._offers.option(option.arm, batch)) is not None:
-            self._drift = 0.0
+        if streak != standing.streak and (other := self._offers.option(option.arm, batch)) is not None:
             option = replace(other, reason=option.reason)
             self._standing = replace(standing, option=option, streak=streak)
         return option
@@ -170,11 +175,8 @@ class Goodput(Controller):
             settled = self._prices.plain_settled()
             doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(settled, 1))
             return replace(option, tokens=1 + min(0.5, doubt if settled else doubt + UNSETTLED))
-        strangers = self._beliefs.of(option.arm, batch.sampling).rows.strangers(batch.rows)
-        kept *= 1 - STRANGE * strangers  # what others' texts were like says less of theirs
-        return self._offers.option(
-            option.arm, batch, doubt=1 / (1 + kept * self._beliefs.trials(option.arm, batch.sampling))
-        )
+        known = kept * self._beliefs.known_of(option.arm, batch)
+        return self._offers.option(option.arm, batch, doubt=1 / (1 + known))
 
     def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
         """The best of one drafter's trees, with the seconds of a round."""
@@ -191,9 +193,7 @@ class Goodput(Controller):
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
         self._warm.add(arm.label)
         self._prices.look(batch, situation)
-        read = self._reading.observe(
-            arm, finished.seconds.draft, self._prices.forward, finished.plan.shape.depth
-        )
+        read = self._reading.observe(arm, finished.seconds.draft, self._prices.forward, finished.plan.shape.depth)
         self._settle(finished, situation, caught_up)
         if finished.plan.predicted is not None and finished.plan.predicted.tokens is not None:
             self._drift += sum(finished.commit.counts) / batch.num_rows - finished.plan.predicted.tokens

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from specplug.cost.base import Load
+from specplug.cost.factors import Correction
 from specplug.cost.fitted import FittedCost
-from specplug.cost.online import Correction, OnlineCost, Scale
+from specplug.cost.online import OnlineCost, Scale
 
 BELIEVED = 2  # rounds of plain decoding that a profile stands for
 

@@ -7,7 +7,7 @@ import pytest
 
 from specplug.acceptance import Acceptance
 from specplug.controllers import Arm
-from specplug.controllers.beliefs import MOST, Beliefs
+from specplug.controllers.beliefs import MOST, SHARED, Beliefs
 from specplug.drafters import NoDraft, PromptLookup, SelfDraft
 from specplug.kv_policies import Streaming
 from specplug.trees import Chain
@@ -89,3 +89,19 @@ def test_several_useless_budgets_cost_little_more_than_one():
     one = mean_speed(Budgets(accepted={512: 0.05}, step=STEPS), 200, runs=12, **LONG)
     three = mean_speed(Budgets(accepted={256: 0.05, 512: 0.05, 1024: 0.05}, step=STEPS), 200, runs=12, **LONG)
     assert three > one - 0.02
+
+
+def test_what_many_texts_were_like_is_known_of_the_next_one_too():
+    """The rounds of one long text say little of another; the first rounds of many do."""
+    known = seen(40.0, 20.0)
+    beliefs = Beliefs({("lookup", False): known}, [LOOKUP])
+    old, new = (SimpleNamespace(rows=(row,), sampling=False) for row in ("old", "new"))
+    for _ in range(40):
+        known.rows.observe("old", 1, 0, 1.0)
+    assert beliefs.known_of(LOOKUP, old) == 40
+    assert beliefs.known_of(LOOKUP, new) == pytest.approx(SHARED * 40)
+    for other in range(30):
+        known.rows.observe(other, 1, 0, 1.0)
+    assert beliefs.known_of(LOOKUP, new) == 38
+    half = SimpleNamespace(rows=("old", "new"), sampling=False)
+    assert beliefs.known_of(LOOKUP, half) == 39
