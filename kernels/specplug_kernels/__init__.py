@@ -3,7 +3,7 @@
 Public operations on a cache with a place for every row:
 
 - :func:`tree_attention`: attention of a few queries over a long KV cache whose last columns are masked by a bias.
-- :func:`write_kv`: put new keys or values into a preallocated buffer.
+- :func:`write_kv`: put new keys or values into a preallocated buffer; :func:`lines_of`: where, once for all layers.
 - :func:`commit_kv`: move accepted columns to their final place, every layer at once.
 - :func:`available_kernels`, :func:`explain`: what ``kernel=`` accepts, and what ``"auto"`` chooses.
 - :func:`tree_attention_reference`: the definition in plain words, the oracle of the tests.
@@ -30,7 +30,7 @@ import importlib.util
 from typing import Any
 
 from specplug_kernels.dispatch import available_kernels, explain, tree_attention
-from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, write_kv
+from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, lines_of, write_kv
 from specplug_kernels.linear_dispatch import explain_linear, serves_weight, skinny_linear, skinny_rows, try_linear
 from specplug_kernels.paged_choice import PAGED_KERNELS
 from specplug_kernels.paged_dispatch import explain_paged, paged_tree_attention, plan_paged_attention
@@ -50,6 +50,7 @@ __all__ = [
     "explain",
     "explain_linear",
     "explain_paged",
+    "lines_of",
     "paged_rows",
     "paged_tree_attention",
     "plan_paged_attention",

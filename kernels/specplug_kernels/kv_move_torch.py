@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def write_kv(buffer: Tensor, new: Tensor, slots: int | Tensor) -> None:
+def write_kv(buffer: Tensor, new: Tensor, slots: int | Tensor, lines: Tensor | None = None) -> None:
     """Write ``new`` into columns of ``buffer``, in place.
 
     Args:
@@ -17,6 +17,8 @@ def write_kv(buffer: Tensor, new: Tensor, slots: int | Tensor) -> None:
         new: ``[B, H, n, D]``; cast to the buffer's dtype.
         slots: an int: every row writes the columns ``slots .. slots + n - 1``; or a LongTensor ``[B, n]``: the column
             of each entry. Entries must be valid columns; of duplicates in a row an unspecified one stays.
+        lines: what ``lines_of`` says of these slots and a contiguous buffer of this shape: one for all layers, and a write
+            takes half as long.
 
     Raises:
         ValueError: an int range that does not fit the capacity.
@@ -28,7 +30,25 @@ def write_kv(buffer: Tensor, new: Tensor, slots: int | Tensor) -> None:
             raise ValueError(f"columns {slots}..{slots + count - 1} do not fit a capacity of {buffer.shape[2]}")
         buffer.narrow(2, slots, count).copy_(new)
         return
-    buffer.transpose(1, 2).index_put_((_rows(slots), slots), new.transpose(1, 2).to(buffer.dtype))
+    columns = new.transpose(1, 2)
+    if columns.dtype != buffer.dtype:
+        columns = columns.to(buffer.dtype)
+    if lines is None:
+        buffer.transpose(1, 2).index_put_((_rows(slots), slots), columns)
+    else:
+        buffer.view(-1, buffer.shape[3]).index_copy_(0, lines, columns.reshape(-1, buffer.shape[3]))
+
+
+def lines_of(buffer: Tensor, slots: Tensor) -> Tensor | None:
+    """Where ``slots`` ``[B, n]`` lie in a contiguous ``buffer`` ``[B, H, capacity, D]`` seen as ``[B * H * capacity, D]``: an index
+    ``[B * n * H]`` for ``write_kv``. None if the buffer is not contiguous.
+
+    Raises:
+        IndexError: a column outside the capacity (on a CPU).
+    """
+    if not buffer.is_contiguous():
+        return None
+    return _lines(tuple(buffer.shape[:3]), slots, by_column=True)
 
 
 def commit_kv(storages: Sequence[Tensor], source: Tensor, target: Tensor) -> None:
@@ -111,10 +131,12 @@ def _rows(columns: Tensor) -> Tensor:
     return torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
 
 
-def _lines(shape: tuple[int, ...], columns: Tensor) -> Tensor:
-    """For ``columns [B, m]`` of a contiguous ``[..., B, H, capacity, D]``: indices into its ``[-1, D]``."""
+def _lines(shape: tuple[int, ...], columns: Tensor, by_column: bool = False) -> Tensor:
+    """For ``columns [B, m]`` of a contiguous ``[..., B, H, capacity, D]``: indices into its ``[-1, D]``, in the order ``[..., B, H, m]``
+    or, ``by_column``, ``[..., B, m, H]``."""
     capacity = shape[-1]
     if columns.device.type == "cpu" and not 0 <= int(columns.min()) <= int(columns.max()) < capacity:
         raise IndexError(f"columns {int(columns.min())}..{int(columns.max())} do not fit a capacity of {capacity}")
     starts = torch.arange(math.prod(shape[:-1]), device=columns.device).view(-1, shape[-3], shape[-2], 1) * capacity
-    return (starts + columns.unsqueeze(1)).view(-1)
+    lines = starts + columns.unsqueeze(1)
+    return (lines.transpose(-1, -2) if by_column else lines).reshape(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specplug_kernels import commit_kv, write_kv
+from specplug_kernels import commit_kv, lines_of, write_kv
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,28 @@ def test_write_ragged(layout: str) -> None:
     write_kv(buffer, new, slots)
     assert torch.equal(buffer, expected)
     assert torch.equal(slots, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_write_by_lines(dtype: torch.dtype) -> None:
+    buffers = torch.randn(2, 3, 2, 10, 4).to(dtype).unbind(0)
+    new, slots = torch.randn(3, 3, 2, 4).transpose(1, 2), torch.tensor([[0, 1, 2], [7, 8, 9], [4, 2, 6]])
+    expected = [buffer.clone() for buffer in buffers]
+    for buffer in expected:
+        write_kv(buffer, new, slots)
+    lines = lines_of(buffers[0], slots)
+    assert lines is not None
+    for buffer in buffers:  # of one shape
+        write_kv(buffer, new, slots, lines)
+    assert all(torch.equal(*pair) for pair in zip(buffers, expected, strict=True))
+    assert not torch.equal(*buffers)
+
+
+def test_lines_need_a_contiguous_buffer_and_columns_that_exist() -> None:
+    assert lines_of(torch.zeros(2, 1, 14, 4)[:, :, :10], torch.tensor([[1], [2]])) is None
+    for column in (-1, 10):  # the next row's, or the last one's: never written by mistake
+        with pytest.raises(IndexError, match="do not fit a capacity of 10"):
+            lines_of(torch.zeros(2, 1, 10, 4), torch.tensor([[1], [column]]))
 
 
 @pytest.mark.parametrize("slots", [2, torch.tensor([[2, 3]])])

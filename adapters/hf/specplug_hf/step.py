@@ -10,6 +10,7 @@ from torch import Tensor
 
 from specplug.tree import TreeShape, shape_tensors
 from specplug_hf.views import View
+from specplug_kernels import lines_of
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -50,6 +51,7 @@ class Step:
         self._uniform = len(set(self.fills)) == 1 and len(set(self.bases)) == 1
         self._masks: dict[object, Tensor | None] = {}
         self._writes: dict[torch.device, Tensor] = {}
+        self._lines: dict[object, Tensor | None] = {}
         if self._uniform:
             self.write: int | Tensor = self.bases[0] + start
         else:
@@ -64,6 +66,15 @@ class Step:
         if device not in self._writes:
             self._writes[device] = self.write.to(device)
         return self._writes[device]
+
+    def lines(self, buffer: Tensor, slots: int | Tensor) -> Tensor | None:
+        """`slots` as `write_kv` takes them the quickest, for `buffer` and all others of its shape; None where they are a range."""
+        if isinstance(slots, int):
+            return None
+        key = (buffer.device, buffer.shape[:3], buffer.is_contiguous())
+        if key not in self._lines:
+            self._lines[key] = lines_of(buffer, slots)
+        return self._lines[key]
 
     def check(self, told: bool = False) -> bool:
         """Nothing can be wrong once a forward has run: its masks were ours. See `PagedStep.check`."""

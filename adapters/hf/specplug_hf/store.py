@@ -143,8 +143,8 @@ class KVStore:
         """Put the nodes' `keys`, `values` [B, H, n, D] where `step` says; what attention reads then: [B, H, total, D]."""
         mine = self.keys[layer], self.values[layer]
         slots = step.write_on(mine[0].device)
-        write_kv(mine[0], keys, slots)
-        write_kv(mine[1], values, slots)
+        for buffer, new in zip(mine, (keys, values), strict=True):
+            write_kv(buffer, new, slots, step.lines(buffer, slots))
         return mine[0][:, :, : step.total], mine[1][:, :, : step.total]
 
     def move(self, source: Tensor, target: Tensor) -> None:
