@@ -122,6 +122,7 @@ def run_part(part: Part, out: Path, device: str, seconds: float, variables: Mapp
         process = subprocess.Popen(
             part.command(out, device, seconds),
             cwd=ROOT, env={**variables, **own}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=_interruptible,  # noqa: PLW1509  (no other thread runs here)
         )  # fmt: skip
         try:
             verdict = _verdict(process.wait(seconds))
@@ -130,6 +131,11 @@ def run_part(part: Part, out: Path, device: str, seconds: float, variables: Mapp
         finally:
             _end(process)
     return Outcome(part.name, verdict, perf_counter() - start, _last_line(log))
+
+
+def _interruptible() -> None:
+    """What a shell starts in its background ignores interrupts, and so would all parts: none could say how far it came."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _verdict(status: int) -> str:

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,11 @@ def test_a_part_that_hangs_is_ended_with_all_it_started(
         "try: time.sleep(600)\n"
         "except KeyboardInterrupt: print('so far', flush=True); time.sleep(600)"
     )
-    outcome = everything.run_part(script(everything, "stuck", text), tmp_path, "cpu", 12.0, dict(os.environ))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+    try:
+        outcome = everything.run_part(script(everything, "stuck", text), tmp_path, "cpu", 12.0, dict(os.environ))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.verdict == "OUT OF TIME" and not outcome.passed
     first, rest = (tmp_path / "stuck.log").read_text().split("\n", 1)
     assert rest == "so far\n"  # it was interrupted before it was ended
