@@ -46,7 +46,7 @@ class Goodput(Controller):
     reinvest: float = 0.02  # share of the time that trying may lose besides, out of what speculation gained
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 60  # rounds after which what was seen counts half
-    interval: int = 6
+    interval: int = 7
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
     gamble: float = 0.08  # share of the time that the best would take that a draft may read for on a mere hope
 
