@@ -31,6 +31,7 @@ from specplug.tree import ROOT_ONLY
 
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
+LEAST_KNOWN = 1e-3  # trials: not none, to divide by
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
 CHANCE = 0.25  # of what trying may gain at best that it may lose at most
 HORIZON = 100  # tokens that are still to be written, at least: by this text or the next one
@@ -45,7 +46,7 @@ class Goodput(Controller):
     credit: float = 2.0  # rounds of plain decoding that trying may lose at first
     reinvest: float = 0.02  # share of the time that trying may lose besides, out of what speculation gained
     margin: float = 1.03  # something else must be better by so much to take over
-    patience: int = 60  # rounds after which what was seen counts half
+    patience: int = 240  # rounds after which all that was seen is worth no more than one trial: texts change
     interval: int = 7
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
     gamble: float = 0.08  # share of the time that the best would take that a draft may read for on a mere hope
@@ -168,15 +169,15 @@ class Goodput(Controller):
     def _hope(self, option: Option, batch: Batch, situation: Hashable) -> Option | None:
         """`option` as good as what was seen of it leaves room for; less room, the more was seen and the more lately."""
         waited = self._learnt.waited(situation, option.arm.label)
-        kept = 0.5 ** (waited / self.patience)
         if option.arm is self._baseline:  # only its time is in doubt; all else is measured against it
             if not waited:
                 return None  # measured just now; whatever else is about as good must get its round, too
             settled = self._prices.plain_settled()
-            doubt = (0.1 / math.sqrt(max(kept, 1e-3)) + STALE * waited) / math.sqrt(max(settled, 1))
+            doubt = (0.1 + STALE * waited) / math.sqrt(max(settled, 1))
             return replace(option, tokens=1 + min(0.5, doubt if settled else doubt + UNSETTLED))
-        known = kept * self._beliefs.known_of(option.arm, batch)
-        return self._offers.option(option.arm, batch, doubt=1 / (1 + known))
+        # what is doubted of an estimate grows evenly with time where the truth walks at random
+        unsure = 1 / max(self._beliefs.known_of(option.arm, batch), LEAST_KNOWN) + waited / self.patience
+        return self._offers.option(option.arm, batch, doubt=unsure / (1 + unsure))
 
     def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
         """The best of one drafter's trees, with the seconds of a round."""
