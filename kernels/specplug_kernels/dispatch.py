@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specplug_kernels import tree_attention_native
 from specplug_kernels.processor import multiplies as _multiplies
+from specplug_kernels.processor import multiplies_blocks as _multiplies_blocks
 from specplug_kernels.reference import tree_attention_reference
 from specplug_kernels.tree_attention_native import native
 from specplug_kernels.tree_attention_sdpa import sdpa, split
@@ -27,7 +28,10 @@ LONG_COLUMNS = 2048
 """Vectors of so many numbers: up to so many rows two matmuls take 0.65 to 0.8 of the fused kernel's time, from 6 rows on the same."""
 NATIVE_ROWS = {torch.float32: 64, torch.bfloat16: 64, torch.float16: 256}
 """Packed rows up to which the compiled kernel takes less time than any of torch's (AVX2, one thread: half to nine tenths of the best in
-fp32 and bf16, less in fp16); at twice as many fp32 and bf16 are the same."""
+fp32 and bf16, less in fp16; AVX-512 with products of bf16, two threads: a tenth to a half of the best in bf16); at twice as many fp32 and
+bf16 are the same."""
+BLOCK_ROWS = 8
+"""Up to so many packed rows reading the cache is what takes the time, and a processor that multiplies blocks (AMX) gains nothing by it."""
 
 
 def tree_attention(
@@ -140,8 +144,8 @@ def _better_torch(
     rows, most = compiled.packed_rows(query_shape, key_shape), NATIVE_ROWS[dtype]
     if rows > most:
         return f"{rows} packed rows, more than {most}"
-    if dtype not in _FULL_PRECISION and _multiplies(dtype):
-        return f"the processor multiplies in {dtype}, and on such a one it was not measured"
+    if rows > BLOCK_ROWS and dtype not in _FULL_PRECISION and _multiplies_blocks():
+        return f"{rows} packed rows, and the processor multiplies blocks of them: on such a one it was not measured"
     return None
 
 

@@ -9,14 +9,20 @@ import torch
 
 
 @cache
-def is_intel_avx512() -> bool:
-    """Whether this is one of Intel's with AVX-512 and without AMX: torch's own products (MKL) are at their best there."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():
+def is_avx512(vendor: str) -> bool:
+    """Whether this is one of `vendor`'s ("GenuineIntel", "AuthenticAMD") with AVX-512 and without AMX."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or multiplies_blocks():
         return False
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        return vendor in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
+
+
+@cache
+def multiplies_blocks() -> bool:
+    """Whether this CPU multiplies blocks of sixteen rows in bf16 at a time (AMX)."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 @cache

@@ -312,11 +312,12 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         assert because in explain(query, key, dtype=dtype).partition("(not native: ")[2]
     assert "native" not in explain(*SHAPES, device="cuda")
-    monkeypatch.setattr(dispatch, "_multiplies", lambda dtype: True)
-    assert "multiplies in torch.bfloat16, and on such a one" in explain(*SHAPES, dtype=torch.bfloat16)
-    assert explain(*SHAPES).startswith("native: ")
-    monkeypatch.setattr(dispatch, "_multiplies", lambda dtype: False)
-    assert explain(*SHAPES, dtype=torch.bfloat16).startswith("native: ")
+    many = (1, 8, 4, 32), (1, 2, 300, 32)
+    for blocks in (False, True):
+        monkeypatch.setattr(dispatch, "_multiplies_blocks", lambda blocks=blocks: blocks)
+        assert explain(*SHAPES, dtype=torch.bfloat16).startswith("native: ")
+        assert explain(*many).startswith("native: ")
+        assert ("16 packed rows, and the processor multiplies blocks" in explain(*many, dtype=torch.bfloat16)) == blocks
 
 
 @pytest.mark.parametrize(

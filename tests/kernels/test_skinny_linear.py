@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +232,7 @@ def test_autocast_is_torchs() -> None:
 def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_unless_chosen()
     module = sys.modules[skinny_linear.__module__]
-    monkeypatch.setattr(module, "is_intel_avx512", lambda: False)
+    monkeypatch.setattr(module, "is_avx512", lambda vendor: False)
     assert explain_linear(5, 256, 704) == "native: 5 rows of 256 by 704: weights are read once, as they lie"
     for rows, inputs, outputs, dtype, because in (
         (1, 256, 704, torch.float32, "1 rows, and 2 to 64"),
@@ -251,19 +250,24 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain_linear(4, 256, 704, dtype=torch.bfloat16).startswith("native: ")
 
 
-def test_where_torch_is_at_its_best_it_is_chosen_for_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "most"),
+    [("GenuineIntel", (20, 24, 20)), ("AuthenticAMD", (128, 8, 256)), (None, (64, 256, 256))],
+)
+def test_it_is_chosen_for_as_many_rows_as_it_wins_on_such_a_processor(
+    vendor: str | None, most: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     skip_unless_chosen()
     module = sys.modules[skinny_linear.__module__]
-    for intel in (True, False):
-        monkeypatch.setattr(module, "is_intel_avx512", partial(bool, intel))
-        monkeypatch.setattr(module, "multiplies", lambda dtype, intel=intel: intel)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            served = skinny_rows(dtype)
-            assert (len(served) < 25) == intel
-            for rows in (served.start - 1, served.start, served.stop - 1, served.stop):
-                assert explain_linear(rows, 256, 704, dtype=dtype).startswith("native: ") == (rows in served)
-                assert (try_linear(*make(rows, 704, 256, dtype)) is not None) == (rows in served)
-            assert serves_weight(torch.zeros(64, 64, dtype=dtype))
+    monkeypatch.setattr(module, "is_avx512", lambda asked: asked == vendor)
+    monkeypatch.setattr(module, "multiplies", lambda dtype: vendor is not None)
+    for dtype, last in zip((torch.float32, torch.bfloat16, torch.float16), most, strict=True):
+        served = skinny_rows(dtype)
+        assert served.stop - 1 == last
+        for rows in (served.start - 1, served.start, served.stop - 1, served.stop):
+            assert explain_linear(rows, 256, 704, dtype=dtype).startswith("native: ") == (rows in served)
+            assert (try_linear(*make(rows, 704, 256, dtype)) is not None) == (rows in served)
+        assert serves_weight(torch.zeros(64, 64, dtype=dtype))
     assert not skinny_rows(torch.float64)
 
 
