@@ -121,7 +121,8 @@ class Acceptance:
         self.rows.forget(rows)
 
     def _fade(self) -> None:
-        for counts in (self.tried, self.taken, self.missed, self.later):
+        siblings = (self.missed, self.later) if self.missed[0] else ()  # chains have none
+        for counts in (self.tried, self.taken, *siblings):
             counts[:] = [count * self.fading for count in counts]
 
     def _count(self, row: Hashable, path: Sequence[int], shape: TreeShape, counts: Sequence[int], size: int) -> None:

@@ -25,7 +25,7 @@ INTEL_ROWS = {torch.float32: range(4, 21), torch.bfloat16: range(2, 25), torch.f
 """The same on an Intel Xeon with AVX-512 and no AMX, whose torch calls MKL at its best: fp32, 256 x 256 to 3072 x 256, 1.1 to 1.3 of torch's
 for 2 and 3 rows, 0.7 to 1.05 for 4 to 20, 1.1 to 1.5 from 24 to 96. bf16: 0.4 to 0.6 for 2, 0.7 to 0.9 for 16, 0.9 for 24, more from 32 on.
 fp16: 0.2 to 0.4 for 2, 0.6 to 1.0 for 16, more from 24 on."""
-AMD_ROWS = {torch.float32: range(2, 129), torch.bfloat16: range(2, 9), torch.float16: range(2, 257)}
+AMD_ROWS = {torch.float32: range(1, 129), torch.bfloat16: range(1, 9), torch.float16: range(1, 257)}
 """The same on an AMD EPYC with AVX-512 and products of bf16 (Zen 5), two threads, 256 x 256 to 4096 x 4096: fp32 0.2 to 0.8 for 2, 0.3 to 0.5
 for 8 but 0.67 of the smallest, 0.5 to 0.65 from 24 to 128. bf16: 0.45 to 0.75 for 2, 0.6 to 1.0 for 8, 0.7 to 1.3 for 12, more from 16 on.
 fp16: 0.35 to 0.75 for 2, 0.15 to 0.3 from 8 to 128."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 from specplug.controllers.base import Controller, Plan, Prediction
 from specplug.controllers.beliefs import Beliefs
@@ -48,6 +49,7 @@ class Goodput(Controller):
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 240  # rounds after which all that was seen is worth no more than one trial: texts change
     interval: int = 7
+    thought: float = 0.01  # share of the time that may be spent on looks
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
     gamble: float = 0.08  # share of the time that the best would take that a draft may read for on a mere hope
 
@@ -67,6 +69,9 @@ class Goodput(Controller):
         self._offers = Offers(self._beliefs, self._prices, self._reading, self._by_row, self._tree)
         self._current: str | None = None
         self._standing: Standing | None = None
+        self._plain: float | None = None  # seconds of a plain round, at the last look
+        self._news = False  # something has become known that may change what was decided
+        self._thinking = self._learnt.thinking
         self._rehearsal = Rehearsal(self.arms)
         self._drift = 0.0  # tokens a row that came since the last decision over those that were expected
         self._finished = 0  # rounds of this generation
@@ -76,54 +81,62 @@ class Goodput(Controller):
         situation = situation_of(batch)
         self._rehearsal.plan(batch)
         self._prices.look(batch, situation)
-        tried, knows = self._prices.plain_tried(), self._prices.knows()
-        if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
-            seconds = self._prices.plain if tried or knows else None
-            return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
-        chosen = self._decision(batch, situation)
+        chosen = self._standing_option(batch, situation)
+        if chosen is None:
+            tried, knows = self._prices.plain_tried(), self._prices.knows()
+            if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
+                seconds = self._prices.plain if tried or knows else None
+                return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
+            begun = perf_counter()
+            chosen = self._look(batch, situation)
+            self._thinking.spend(perf_counter() - begun)
         self._reading.begin(chosen.arm, batch)
         if chosen.arm.drafter.drafts_with_model and chosen.arm.label not in self._warm:
             return chosen.catching_up(batch)
         return chosen.plan(batch)
 
-    def _decision(self, batch: Batch, situation: Hashable) -> Option:
-        """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
-        key = (situation, batch.rows if self._by_row else batch.num_rows, min(batch.room, 16))
-        rounds = self._learnt.rounds[situation]
+    def _standing_option(self, batch: Batch, situation: Hashable) -> Option | None:
+        """What was decided, as long as it stands; with another tree if the rows are in a streak by now, or are no more."""
         standing = self._standing
-        if (
-            standing is not None
-            and standing.key == key
-            and rounds < standing.until
-            and not self._disappointed(standing)
-        ):
-            return self._standing_option(standing, batch)
-        self._drift = 0.0
-        options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
-        best = self._best(options)
-        trial = self._trial(options, best, batch, situation)
-        if trial is not None:
-            self._standing = None
-            return replace(trial, reason=reason_to_try(trial))
-        best = replace(best, reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
-        # looked at often while little is known of it
-        sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
-        option = replace(best, reason=f"{best.reason}, at the last look")
-        self._standing = Standing(key, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch))
-        return best
-
-    def _disappointed(self, standing: Standing) -> bool:
-        """Whether the rounds since the decision yielded so much less than was expected that it should be looked at again. One that
-        yields more stands until its next look: luck that is followed at once makes trees too large."""
-        return self._drift < -max(SURPRISE, standing.option.tokens)
-
-    def _standing_option(self, standing: Standing, batch: Batch) -> Option:
-        """What was decided; with another tree if the rows are in a streak by now, or are no more."""
+        if standing is None or standing.key != self._key(batch, situation):
+            return None
+        if self._due(standing) and self._thinking.affords:
+            return None
         option, streak = standing.option, self._beliefs.in_streaks(standing.option.arm, batch)
         if streak != standing.streak and (other := self._offers.option(option.arm, batch)) is not None:
             option = replace(other, reason=option.reason)
             self._standing = replace(standing, option=option, streak=streak)
         return option
+
+    def _key(self, batch: Batch, situation: Hashable) -> Hashable:
+        """A batch of another one is decided for anew."""
+        return situation, batch.rows if self._by_row else batch.num_rows, min(batch.room, 16).bit_length()
+
+    def _due(self, standing: Standing) -> bool:
+        """Whether a decision should be looked at again: after some rounds; after news; and when those since yielded so much less than was
+        expected. One that yields more stands until its next look: luck that is followed at once makes trees too large."""
+        disappointed = self._drift < -max(SURPRISE, standing.option.tokens)
+        return disappointed or self._news or self._learnt.rounds[standing.situation] >= standing.until
+
+    def _look(self, batch: Batch, situation: Hashable) -> Option:
+        """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
+        self._drift, self._news, self._plain = 0.0, False, self._prices.plain
+        if self._purse.spare is None:
+            self._purse.spare = self.credit * self._plain
+        options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
+        best = self._best(options)
+        trial = self._trial(options, best, batch, situation)
+        best = replace(best, reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
+        # looked at often while little is known of it
+        sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
+        option, rounds = replace(best, reason=f"{best.reason}, at the last look"), self._learnt.rounds[situation]
+        self._standing = Standing(
+            self._key(batch, situation), situation, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch)
+        )
+        if trial is None:
+            return best
+        self._news = True  # what comes of it is looked at in the next round
+        return replace(trial, reason=reason_to_try(trial))
 
     def _best(self, options: list[Option]) -> Option:
         def worth(option: Option) -> float:
@@ -191,6 +204,7 @@ class Goodput(Controller):
         arm, batch = finished.plan.arm, finished.batch
         situation = situation_of(batch)
         self._learnt.tick(situation, arm.label)
+        self._thinking.earn(finished.seconds.work, self.thought)
         caught_up = arm.label in self._warm or not arm.drafter.drafts_with_model
         self._warm.add(arm.label)
         self._prices.look(batch, situation)
@@ -200,7 +214,7 @@ class Goodput(Controller):
             self._drift += sum(finished.commit.counts) / batch.num_rows - finished.plan.predicted.tokens
         for rehearsed in self._rehearsal.observe(finished, self._beliefs.of):
             self._learnt.look(situation, rehearsed.label)
-            self._standing = None  # a text that begins to repeat itself is news
+            self._news = True  # a text that begins to repeat itself
         self._beliefs.end_streaks(arm)
         if finished.plan.shape.size:
             self._beliefs.of(arm, batch.sampling).observe(finished)
@@ -213,11 +227,9 @@ class Goodput(Controller):
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""
         arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
-        if not self._prices.plain_tried():
+        plain = self._plain
+        if plain is None or self._purse.spare is None:
             return
-        plain = self._prices.plain
-        if self._purse.spare is None:
-            self._purse.spare = self.credit * plain
         gain = sum(finished.commit.counts) / batch.num_rows * plain - seconds if finished.plan.shape.size else 0.0
         if arm.label == self._current:  # no trial, but what seems best: without the round's luck
             gain = max(0.0, gain)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from specplug.acceptance import DEPTHS, RANKS, Acceptance
 from specplug.controllers.purse import Purse
+from specplug.controllers.thinking import Thinking
 from specplug.cost.calibrated import Calibrated, Drafting, Prior
 from specplug.cost.guess import TOKEN_SHARE, WEIGHTS, Guess
 from specplug.cost.online import OnlineCost
@@ -31,6 +32,7 @@ class Learnt:
 
     cost: OnlineCost
     purse: Purse = field(default_factory=Purse)
+    thinking: Thinking = field(default_factory=Thinking)
     acceptance: dict[Hashable, Acceptance] = field(default_factory=dict)
     reading: dict[str, float] = field(
         default_factory=dict

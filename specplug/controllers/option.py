@@ -59,6 +59,7 @@ class Standing:
     """
 
     key: Hashable
+    situation: Hashable
     until: int
     option: Option
     streak: bool

@@ -151,10 +151,12 @@ class OnlineCost:
     def observe(self, work: Scale, situation: Hashable, seconds: float, settling: bool = False) -> None:
         """A round took so long. `settling`: a generation's first ones, slower than those to come; better than nothing."""
         parts = self._ground(work, situation).parts(work.nodes, work.depth)
-        kind = self.kinds.setdefault(situation, {}).setdefault(work.kind, Kind())
+        kind = self._kind(work, situation)
         kind.seen += 1
         surprise = math.log(max(seconds, 1e-9) / (sum(parts) * math.exp(kind.factor.value)))
-        place = self.situations.setdefault(situation, Correction(self._world.value))
+        place = self.situations.get(situation)
+        if place is None:
+            place = self.situations[situation] = Correction(self._world.value)
         if settling:
             place.stand_in(surprise)
             self._world.stand_in(surprise)
@@ -167,7 +169,9 @@ class OnlineCost:
 
     def _learn(self, work: Scale, situation: Hashable, parts: _Parts, kind: Kind, surprise: float) -> None:
         """What a round with a tree says of its parts."""
-        tree, total = self.trees.setdefault(situation, self._everywhere.elsewhere()), sum(parts)
+        tree, total = self.trees.get(situation), sum(parts)
+        if tree is None:
+            tree = self.trees[situation] = self._everywhere.elsewhere()
         learning = [(kind.factor, 1.0), (tree.first, parts.tree / total), (tree.further, parts.further / total)]
         if work.depth:
             learning.append((self.drafters.setdefault(work.drafter, Factor()), parts.draft / total))
@@ -175,6 +179,13 @@ class OnlineCost:
         for factor, share in learning:
             factor.learn(surprise, share, variance)
         self._everywhere = tree
+
+    def _kind(self, work: Scale, situation: Hashable) -> Kind:
+        kinds, kind = self.kinds.setdefault(situation, {}), work.kind
+        found = kinds.get(kind)
+        if found is None:
+            found = kinds[kind] = Kind()
+        return found
 
     def _ground(self, work: Scale, situation: Hashable, doubt: float = 0.0) -> _Ground:
         scale = math.exp(self.situations.get(situation, self._world).value)
