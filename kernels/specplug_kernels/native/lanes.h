@@ -34,6 +34,10 @@ typedef float quarter_at __attribute__((vector_size(16), aligned(4), may_alias))
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lanes_int){__VA_ARGS__})
 #endif
 
+#ifndef __AVX512BF16__
+#define PAIRS 0
+#endif
+
 enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
 
 INLINE int64_t element_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
@@ -69,6 +73,18 @@ INLINE lanes folded(vector x) { /* the sum of both halves */
 }
 INLINE lanes first_lanes(vector x) { return (lanes)_mm512_castps512_ps256((__m512)x); }
 INLINE vector extended(lanes x) { return joined(x, (lanes){0}); }
+INLINE vector all_wide(float x) { return (vector)_mm512_set1_ps(x); }
+INLINE vector larger_wide(vector a, vector b) { return (vector)_mm512_max_ps((__m512)a, (__m512)b); }
+/* sum + a . b, each lane of which is the sum of two products, of bfloat16 that lie side by side. */
+#ifdef __AVX512BF16__
+#define PAIRS 1 /* products of bfloat16 in pairs */
+INLINE vector add_pairs(vector sum, vector a, float pair) {
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_ps(pair));
+}
+#endif
+INLINE vector where_below(vector x, float bound, vector yes, vector no) {
+    return (vector)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_LT_OQ), (__m512)no, (__m512)yes);
+}
 #else
 #define WIDTH LANES
 typedef lanes vector;
@@ -79,6 +95,9 @@ typedef lanes_bits_at vector_bits_at;
 INLINE lanes folded(vector x) { return x; }
 INLINE lanes first_lanes(vector x) { return x; }
 INLINE vector extended(lanes x) { return x; }
+INLINE vector all_wide(float x) { return all(x); }
+INLINE vector larger_wide(vector a, vector b) { return larger_lanes(a, b); }
+INLINE vector where_below(vector x, float bound, vector yes, vector no) { return choose(x < all(bound), yes, no); }
 #endif
 
 /* Load once: a compiler that thinks loads free fetches an operand again for every product, and loads are what limits them. */
@@ -103,6 +122,18 @@ INLINE lanes load8(const char *at, int dtype) {
     return (lanes)_mm256_cvtph_ps((__m128i)half);
 #else
     return all(NAN); /* never asked for: see specplug_has_float16 */
+#endif
+}
+
+/* Eight elements as they lie, or sixteen where vectors are as wide. */
+INLINE vector in_order(const char *at, int dtype) {
+#ifdef __AVX512F__
+    if (dtype == FLOAT32) return *(const vector_at *)at;
+    const __m256i half = _mm256_loadu_si256((const __m256i *)at);
+    if (dtype == FLOAT16) return (vector)_mm512_cvtph_ps(half);
+    return (vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#else
+    return load8(at, dtype);
 #endif
 }
 

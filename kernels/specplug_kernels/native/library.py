@@ -17,8 +17,8 @@ from specplug_kernels.reference import tree_attention_reference
 CALL = struct.Struct("@5P 8q 3q 3q 3q 3q 2q d")
 """``struct call`` of ``tree_attention.c``."""
 
-TRIED = ((2, 7), (1, 13), (1, 11))
-"""Groups and nodes whose packed rows go in tiles of 8, 4 and 2; 8, 4 and 1; 8 and 4, one of which is padding."""
+TRIED = ((2, 7), (1, 13), (1, 11), (2, 9), (1, 25))
+"""Groups and nodes whose packed rows go in tiles of 8, 4, 2 and 1, and of 16 where there are such: whole ones and padded ones."""
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,14 @@
 /* Tree attention on a CPU in one pass over the KV cache (flash decoding: arXiv 2205.14135; split and merged by log-sum-exp).
 
-   The query heads of a KV head times the nodes are its packed rows. They go in tiles of R = 1, 2, 4 or 8; a block of
-   columns serves all tiles while it is in the cache, so that K and V come from memory once. A tile's scores lie column
+   The query heads of a KV head times the nodes are its packed rows. They go in tiles of R = 1, 2, 4 or 8, with AVX-512 also of 16;
+   a block of columns serves all tiles while it is in the cache, so that K and V come from memory once. A tile's scores lie column
    after column, [column][row]: a vector of eight holds 8 / R columns, and running maximum and sum are vectors in which a
-   row stands in every R-th lane.
+   row stands in every R-th lane. In a tile of 16 every row has a lane of its own from the dot products on: nothing is added up over
+   lanes, which for short heads takes longer than the products.
 
    Threads share all blocks of all KV heads evenly. A KV head that several threads had a part of is merged at the end. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -22,6 +24,8 @@
 #else
 #define SUMS 8
 #endif
+#define WIDE 16         /* rows of the largest tile, and floats that a tile's maxima and sums have room for */
+#define LARGEST_DIM 256 /* of a head: as Python sees to */
 
 /* Rows of a tile that go together, so that what is read of the cache is converted for all of them at once. */
 INLINE int rows_together(int rows) { return smaller(rows, SUMS / 2); }
@@ -43,7 +47,7 @@ struct shape {
     int64_t rows, padded_rows, tiles, block, blocks, pairs;
 };
 
-/* Where a part of a KV head stands: sums of weighted values [padded_rows][Dv], and [tiles][LANES] maxima and sums of weights. */
+/* Where a part of a KV head stands: sums of weighted values [padded_rows][Dv], and [tiles][WIDE] maxima and sums of weights. */
 struct state {
     float *values, *max, *sum;
 };
@@ -51,31 +55,38 @@ struct state {
 /* A thread's own memory. Its first KV head may be one that another thread began, its last one that another goes on with:
    each has a state of its own. */
 struct scratch {
-    float *queries; /* [padded_rows][D], scaled */
-    float *scores;  /* [block][LANES] */
+    float *queries; /* [padded_rows][D], scaled; of a tile of 16 [D][16], not scaled, or bfloat16 [D / 2][16][2] */
+    float *scores;  /* [block][WIDE] */
     struct state first, later;
 };
 
-/* Rows of the next tile: seven and three are padded; five and six go as four and the rest. */
-INLINE int64_t tile_rows(int64_t left) { return left >= 7 ? 8 : left >= 3 ? 4 : left; }
+/* Rows of the next tile: thirteen to fifteen, seven and three are padded; what lies between goes in several. Of bfloat16 that is
+   multiplied in pairs seven and more are: eight rows take no longer for their sixteen lanes. */
+INLINE int64_t tile_rows(int64_t left, int64_t dtype) {
+    if (WIDTH == WIDE && left >= (PAIRS && dtype == BFLOAT16 ? 7 : 13)) return WIDE;
+    return left >= 7 ? 8 : left >= 3 ? 4 : left;
+}
 
 /* ---- Arithmetic on vectors. ---- */
 
 /* e^x for x <= 0, to 3e-7 of it; exactly 0 below -87 (so that what is hidden has no weight), NaN for NaN. The coefficients are
    those of a polynomial in r^2 (..) + r + 1 whose largest relative error for |r| <= ln(2) / 2 is least: 1.1e-7. */
-INLINE lanes exponential(lanes x) {
-    const lanes shift = all(12582912.0f);                  /* 1.5 * 2^23: rounds to whole numbers */
-    lanes shifted = x * all(1.44269504088896341f) + shift; /* 1 / ln(2); the low bits are the power of two */
-    lanes power = shifted - shift;
-    lanes rest = x - power * all(0.693359375f) - power * all(-2.12194440e-4f); /* ln(2) in two parts, the first exact */
-    lanes y = all(8.312477730e-3f);
-    y = y * rest + all(4.1890550405e-2f);
-    y = y * rest + all(1.6667115688e-1f);
-    y = y * rest + all(4.9999228120e-1f);
-    y = y * (rest * rest) + rest + all(1.0f);
-    lanes scale = (lanes)(((lanes_bits)shifted << 23) + 0x3f800000u);
-    return choose(x < all(-87.0f), all(0.0f), y * scale);
-}
+#define EXPONENTIAL(X, TYPE, BITS, ALL, BELOW)                                                                         \
+    const TYPE shift = ALL(12582912.0f);                /* 1.5 * 2^23: rounds to whole numbers */                      \
+    TYPE shifted = X * ALL(1.44269504088896341f) + shift; /* 1 / ln(2); the low bits are the power of two */           \
+    TYPE power = shifted - shift;                                                                                      \
+    TYPE rest = X - power * ALL(0.693359375f) - power * ALL(-2.12194440e-4f); /* ln(2) in two parts, the first exact */\
+    TYPE y = ALL(8.312477730e-3f);                                                                                     \
+    y = y * rest + ALL(4.1890550405e-2f);                                                                              \
+    y = y * rest + ALL(1.6667115688e-1f);                                                                              \
+    y = y * rest + ALL(4.9999228120e-1f);                                                                              \
+    y = y * (rest * rest) + rest + ALL(1.0f);                                                                          \
+    TYPE scale = (TYPE)(((BITS)shifted << 23) + 0x3f800000u);                                                          \
+    return BELOW(X, -87.0f, ALL(0.0f), y * scale);
+
+INLINE lanes lanes_below(lanes x, float bound, lanes yes, lanes no) { return choose(x < all(bound), yes, no); }
+INLINE lanes exponential(lanes x) { EXPONENTIAL(x, lanes, lanes_bits, all, lanes_below) }
+INLINE vector exponential_wide(vector x) { EXPONENTIAL(x, vector, vector_bits, all_wide, where_below) }
 
 /* Every row's maximum in all of its lanes, of which there are LANES / rows. */
 INLINE lanes max_of_rows(lanes x, int rows) {
@@ -168,6 +179,64 @@ INLINE void score(const float *queries, int64_t dim, const char *keys, int64_t s
     }
 }
 
+/* dots[column] += queries . keys for a tile of 16 and eight columns: each number of a key serves all rows at once. Eight sums are as
+   many as the processor has products under way. */
+INLINE void multiply_wide(vector dots[LANES], const float *queries, int64_t dim, const char *const key[LANES],
+                          struct ahead *ahead, int dtype) {
+    float widened[LANES][LARGEST_DIM + WIDE];
+    const float *numbers[LANES];
+    for (int c = 0; c < LANES; c++) {
+        numbers[c] = dtype == FLOAT32 ? (const float *)key[c] : widened[c];
+        if (dtype == FLOAT32) continue;
+        int64_t d = 0;
+        for (; d + WIDTH <= dim; d += WIDTH)
+            *(vector_at *)(widened[c] + d) = in_order(key[c] + d * element_bytes(dtype), dtype);
+        if (d < dim) *(lanes_at *)(widened[c] + d) = load8(key[c] + d * element_bytes(dtype), dtype);
+    }
+    for (int64_t d = 0; d < dim; d += LANES) {
+        if (d * element_bytes(dtype) % LINE == 0) ask_for(ahead, LANES);
+        for (int e = 0; e < LANES; e++) {
+            const vector query = *(const vector_at *)(queries + (d + e) * WIDE);
+            for (int c = 0; c < LANES; c++) dots[c] += query * all_wide(numbers[c][d + e]);
+        }
+    }
+}
+
+#if PAIRS
+/* The same of bfloat16, as it lies: two numbers of a key and of every query make one product. */
+INLINE void multiply_pairs(vector dots[LANES], const float *queries, int64_t dim, const char *const key[LANES],
+                           struct ahead *ahead) {
+    for (int64_t d = 0; d < dim; d += LANES) {
+        if (d * 2 % LINE == 0) ask_for(ahead, LANES);
+        for (int e = 0; e < LANES; e += 2) {
+            const vector query = *(const vector_at *)(queries + (d + e) / 2 * WIDE);
+            for (int c = 0; c < LANES; c++) {
+                float pair;
+                memcpy(&pair, key[c] + (d + e) * 2, 4);
+                dots[c] = add_pairs(dots[c], query, pair);
+            }
+        }
+    }
+}
+#endif
+
+/* scores[column][16] = scale * queries . keys. A last group that is not whole repeats the last column. */
+INLINE void score_wide(const float *queries, int64_t dim, float scale, const char *keys, int64_t stride, int64_t count,
+                       float *scores, struct ahead *ahead, int dtype) {
+    for (int64_t column = 0; column < count; column += LANES) {
+        const char *key[LANES];
+        for (int c = 0; c < LANES; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
+        vector dots[LANES] = {0};
+#if PAIRS
+        if (dtype == BFLOAT16)
+            multiply_pairs(dots, queries, dim, key, ahead);
+        else
+#endif
+            multiply_wide(dots, queries, dim, key, ahead, dtype);
+        for (int c = 0; c < LANES; c++) *(vector_at *)(scores + (column + c) * WIDE) = dots[c] * all_wide(scale);
+    }
+}
+
 /* sum[part][elements] += weights * a column's elements. */
 INLINE void add_column(vector sum[SUMS], const char *at, const float *weights, int part, int elements, int dtype) {
     const int wide = vectors(elements);
@@ -206,22 +275,22 @@ INLINE void gather(float *values, int64_t dim, int64_t d, const float *weights, 
             put_floats(values + (first + r) * dim + d + e * WIDTH, sum[r * wide + e], elements);
 }
 
-/* The same for all elements and rows. */
+/* The same for all elements and `used` rows, or some more: the rest of a tile is padding. */
 INLINE void gather_all(float *values, int64_t dim, const float *weights, const float *decay, const char *cache,
-                       int64_t stride, int64_t count, struct ahead *ahead, int rows, int dtype) {
+                       int64_t stride, int64_t count, struct ahead *ahead, int64_t used, int rows, int dtype) {
     const int part = rows_together(rows), most = SUMS / part * WIDTH, half = most / 2 > 16 ? most / 2 : 16;
     int64_t d = 0;
     for (; d + most <= dim; d += most)
-        for (int first = 0; first < rows; first += part)
+        for (int first = 0; first < used; first += part)
             gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, most, dtype);
     for (; d + half <= dim; d += half)
-        for (int first = 0; first < rows; first += part)
+        for (int first = 0; first < used; first += part)
             gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, half, dtype);
     for (; d + 16 <= dim; d += 16)
-        for (int first = 0; first < rows; first += part)
+        for (int first = 0; first < used; first += part)
             gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, 16, dtype);
     for (; d < dim; d += LANES)
-        for (int first = 0; first < rows; first += part)
+        for (int first = 0; first < used; first += part)
             gather(values, dim, d, weights, decay, cache, stride, count, ahead, rows, first, part, LANES, dtype);
 }
 
@@ -266,6 +335,20 @@ INLINE void weigh(float *scores, int64_t count, float *max, float *sum, float *d
     *(lanes_at *)max = top, *(lanes_at *)sum = total, *(lanes_at *)decay = shrink;
 }
 
+/* The same for a tile of 16, each of whose rows has a lane. */
+INLINE void weigh_wide(float *scores, int64_t count, float *max, float *sum, float *decay) {
+    vector before = *(vector_at *)max, top = before;
+    for (int64_t c = 0; c < count; c++) top = larger_wide(*(vector_at *)(scores + c * WIDE), top);
+    vector base = where_below(top, -FLT_MAX, all_wide(0.0f), top); /* see `finite_max` */
+    vector shrink = exponential_wide(before - base), total = *(vector_at *)sum * shrink;
+    for (int64_t c = 0; c < count; c++) {
+        vector weight = exponential_wide(*(vector_at *)(scores + c * WIDE) - base);
+        total += weight;
+        *(vector_at *)(scores + c * WIDE) = weight;
+    }
+    *(vector_at *)max = top, *(vector_at *)sum = total, *(vector_at *)decay = shrink;
+}
+
 /* A tile and the columns [from, from + count), whose keys and values these are. The first tile asks for what is read
    next: these values while it reads the keys, and the next keys while it reads the values. */
 INLINE void attend_tile(const struct call *call, const struct scratch *scratch, struct state state, int64_t batch,
@@ -278,51 +361,78 @@ INLINE void attend_tile(const struct call *call, const struct scratch *scratch, 
         ahead_from(tile == 0 ? values : NULL, call->value_dim * element_bytes(dtype), value_stride);
     struct ahead next_keys = ahead_from(tile == 0 && more ? keys + count * key_stride : NULL,
                                         call->dim * element_bytes(dtype), key_stride);
-    float *scores = scratch->scores, decay[LANES];
-    score(scratch->queries + row * call->dim, call->dim, keys, key_stride, count, scores, &next_values, rows, dtype);
+    float *scores = scratch->scores, decay[WIDE], *max = state.max + tile * WIDE, *sum = state.sum + tile * WIDE;
+    const float *queries = scratch->queries + row * call->dim;
+    if (rows == WIDE)
+        score_wide(queries, call->dim, (float)call->scale, keys, key_stride, count, scores, &next_values, dtype);
+    else
+        score(queries, call->dim, keys, key_stride, count, scores, &next_values, rows, dtype);
     if (call->bias) add_bias(call, batch, row, from, count, scores, rows);
-    weigh(scores, count, state.max + tile * LANES, state.sum + tile * LANES, decay, rows);
+    if (rows == WIDE)
+        weigh_wide(scores, count, max, sum, decay);
+    else
+        weigh(scores, count, max, sum, decay, rows);
     gather_all(state.values + row * call->value_dim, call->value_dim, scores, decay, values, value_stride, count,
-               &next_keys, rows, dtype);
+               &next_keys, smaller(rows, call->groups * call->nodes - row), rows, dtype);
 }
 
 /* ---- A part of a KV head. ---- */
 
+#ifdef __AVX512F__
+#define WIDE_TILE(ATTEND) default: ATTEND;
+#else
+#define WIDE_TILE(ATTEND)
+#endif
 #define TILES_OF(DTYPE)                                                                                                \
     static void attend_block_##DTYPE(const struct call *call, const struct scratch *scratch, struct state state,       \
                                      int64_t batch, const char *keys, const char *values, int64_t from,                \
                                      int64_t count) {                                                                  \
         const int64_t rows = call->groups * call->nodes;                                                               \
-        for (int64_t row = 0, tile = 0; row < rows; row += tile_rows(rows - row), tile++)                              \
-            switch (tile_rows(rows - row)) {                                                                           \
+        for (int64_t row = 0, tile = 0; row < rows; row += tile_rows(rows - row, DTYPE), tile++)                       \
+            switch (tile_rows(rows - row, DTYPE)) {                                                                    \
             case 1: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 1, DTYPE); break;   \
             case 2: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 2, DTYPE); break;   \
             case 4: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 4, DTYPE); break;   \
-            default: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 8, DTYPE);         \
+            case 8: attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, 8, DTYPE); break;   \
+            WIDE_TILE(attend_tile(call, scratch, state, batch, tile, row, keys, values, from, count, WIDE, DTYPE))     \
             }                                                                                                          \
     }
 TILES_OF(FLOAT32)
 TILES_OF(BFLOAT16)
 TILES_OF(FLOAT16)
 
+/* A query's elements, scaled, in the order in which keys are multiplied. */
+INLINE void pack_query(const char *from, float *to, int64_t dim, lanes scale, int dtype) {
+    int64_t d = 0;
+    for (; d + 16 <= dim; d += 16) {
+        lanes first, second;
+        load16(from + d * element_bytes(dtype), dtype, &first, &second);
+        *(lanes_at *)(to + d) = first * scale, *(lanes_at *)(to + d + LANES) = second * scale;
+    }
+    if (d < dim) *(lanes_at *)(to + d) = load8(from + d * element_bytes(dtype), dtype) * scale;
+}
+
+/* The same for a row of a tile of 16, whose queries `to` points to. */
+INLINE void pack_query_wide(const char *from, float *to, int64_t dim, int64_t row, int dtype) {
+    if (PAIRS && dtype == BFLOAT16)
+        for (int64_t d = 0; d < dim; d += 2) memcpy(to + d / 2 * WIDE + row, from + d * 2, 4);
+    else
+        for (int64_t d = 0; d < dim; d++) to[d * WIDE + row] = load_one(from + d * element_bytes(dtype), dtype);
+}
+
 static void pack_queries(const struct call *call, const struct shape *shape, int64_t batch, int64_t head,
                          float *packed) {
-    const int64_t *strides = call->query_strides;
-    const int dtype = (int)call->dtype;
-    const lanes scale = all((float)call->scale);
-    memset(packed + shape->rows * call->dim, 0, (shape->padded_rows - shape->rows) * call->dim * sizeof(float));
-    for (int64_t row = 0; row < shape->rows; row++) {
-        int64_t query_head = head * call->groups + row / call->nodes, node = row % call->nodes;
-        const char *from = call->query + (batch * strides[0] + query_head * strides[1] + node * strides[2]) *
-                                             element_bytes(call->dtype);
-        float *to = packed + row * call->dim;
-        int64_t d = 0;
-        for (; d + 16 <= call->dim; d += 16) {
-            lanes first, second;
-            load16(from + d * element_bytes(call->dtype), dtype, &first, &second);
-            *(lanes_at *)(to + d) = first * scale, *(lanes_at *)(to + d + LANES) = second * scale;
-        }
-        if (d < call->dim) *(lanes_at *)(to + d) = load8(from + d * element_bytes(call->dtype), dtype) * scale;
+    const int64_t *strides = call->query_strides, size = element_bytes(call->dtype);
+    memset(packed, 0, shape->padded_rows * call->dim * sizeof(float));
+    for (int64_t row = 0, r = 0; row < shape->rows; row++) {
+        const int64_t query_head = head * call->groups + row / call->nodes, node = row % call->nodes;
+        const char *from = call->query + (batch * strides[0] + query_head * strides[1] + node * strides[2]) * size;
+        const int64_t rows = tile_rows(shape->rows - (row - r), call->dtype);
+        if (rows < WIDE)
+            pack_query(from, packed + row * call->dim, call->dim, all((float)call->scale), (int)call->dtype);
+        else
+            pack_query_wide(from, packed + (row - r) * call->dim, call->dim, r, (int)call->dtype);
+        r = r + 1 < rows ? r + 1 : 0;
     }
 }
 
@@ -334,8 +444,8 @@ static void attend_part(const struct call *call, const struct shape *shape, cons
     const char *values = call->value + (batch * call->value_strides[0] + head * call->value_strides[1]) * size;
     pack_queries(call, shape, batch, head, scratch->queries);
     memset(state.values, 0, shape->padded_rows * call->value_dim * sizeof(float));
-    memset(state.sum, 0, shape->tiles * LANES * sizeof(float));
-    for (int64_t i = 0; i < shape->tiles * LANES; i++) state.max[i] = -INFINITY;
+    memset(state.sum, 0, shape->tiles * WIDE * sizeof(float));
+    for (int64_t i = 0; i < shape->tiles * WIDE; i++) state.max[i] = -INFINITY;
     for (int64_t block = first; block < last; block++) {
         int64_t from = block * shape->block, count = smaller(shape->block, call->columns - from);
         const char *k = keys + from * call->key_strides[2] * size, *v = values + from * call->value_strides[2] * size;
@@ -348,19 +458,25 @@ static void attend_part(const struct call *call, const struct shape *shape, cons
     }
 }
 
-/* `into` becomes the state of both parts' columns. */
+/* `into` becomes the state of both parts' columns, for up to eight rows of a tile, from `first` on. */
+INLINE void merge_rows(const struct call *call, struct state into, struct state other, int64_t tile, int64_t row,
+                       int64_t first, int64_t rows) {
+    const int64_t at = tile * WIDE + first;
+    lanes_at *max = (lanes_at *)(into.max + at), *sum = (lanes_at *)(into.sum + at);
+    lanes theirs = *(lanes_at *)(other.max + at), top = larger_lanes(*max, theirs), base = finite_max(top);
+    lanes keep = exponential(*max - base), take = exponential(theirs - base);
+    *sum = *sum * keep + *(lanes_at *)(other.sum + at) * take;
+    *max = top;
+    for (int64_t r = first; r < rows && r < first + LANES; r++) {
+        float *own = into.values + (row + r) * call->value_dim, *added = other.values + (row + r) * call->value_dim;
+        for (int64_t d = 0; d < call->value_dim; d++) own[d] = own[d] * keep[r - first] + added[d] * take[r - first];
+    }
+}
+
 static void merge(const struct call *call, const struct shape *shape, struct state into, struct state other) {
-    for (int64_t row = 0, tile = 0; row < shape->rows; row += tile_rows(shape->rows - row), tile++) {
-        lanes_at *max = (lanes_at *)(into.max + tile * LANES), *sum = (lanes_at *)(into.sum + tile * LANES);
-        lanes theirs = *(lanes_at *)(other.max + tile * LANES), top = larger_lanes(*max, theirs),
-              base = finite_max(top);
-        lanes keep = exponential(*max - base), take = exponential(theirs - base);
-        *sum = *sum * keep + *(lanes_at *)(other.sum + tile * LANES) * take;
-        *max = top;
-        for (int64_t r = 0; r < tile_rows(shape->rows - row); r++) {
-            float *own = into.values + (row + r) * call->value_dim, *added = other.values + (row + r) * call->value_dim;
-            for (int64_t d = 0; d < call->value_dim; d++) own[d] = own[d] * keep[r] + added[d] * take[r];
-        }
+    for (int64_t row = 0, tile = 0, rows; row < shape->rows; row += rows, tile++) {
+        rows = tile_rows(shape->rows - row, call->dtype);
+        for (int64_t first = 0; first < rows; first += LANES) merge_rows(call, into, other, tile, row, first, rows);
     }
 }
 
@@ -370,9 +486,9 @@ static void write_out(const struct call *call, const struct shape *shape, struct
                   size = element_bytes(call->dtype);
     const int dtype = (int)call->dtype;
     for (int64_t row = 0, tile = 0, r = 0; row < shape->rows; row++) {
-        int64_t rows = tile_rows(shape->rows - (row - r));
+        int64_t rows = tile_rows(shape->rows - (row - r), call->dtype);
         float sum = 0.0f;
-        for (int64_t lane = r; lane < LANES; lane += rows) sum += state.sum[tile * LANES + lane];
+        for (int64_t lane = r; lane < larger(LANES, rows); lane += rows) sum += state.sum[tile * WIDE + lane];
         lanes share = all(sum == 0.0f ? 0.0f : 1.0f / sum);
         int64_t query_head = head * call->groups + row / call->nodes, node = row % call->nodes;
         char *to = call->out + ((batch * call->nodes + node) * call->kv_heads * call->groups + query_head) * dim * size;
@@ -389,22 +505,22 @@ static void write_out(const struct call *call, const struct shape *shape, struct
 /* ---- Threads. ---- */
 
 INLINE int64_t floats_a_state(const struct call *call, const struct shape *shape) {
-    return shape->padded_rows * call->value_dim + 2 * shape->tiles * LANES;
+    return shape->padded_rows * call->value_dim + 2 * shape->tiles * WIDE;
 }
 
 INLINE int64_t floats_a_thread(const struct call *call, const struct shape *shape) {
-    int64_t floats = shape->padded_rows * call->dim + shape->block * LANES + 2 * floats_a_state(call, shape);
+    int64_t floats = shape->padded_rows * call->dim + shape->block * WIDE + 2 * floats_a_state(call, shape);
     return (floats + 15) / 16 * 16; /* a cache line: no two threads write to the same */
 }
 
 static struct state state_at(const struct call *call, const struct shape *shape, float *memory) {
     float *max = memory + shape->padded_rows * call->value_dim;
-    return (struct state){memory, max, max + shape->tiles * LANES};
+    return (struct state){memory, max, max + shape->tiles * WIDE};
 }
 
 static struct scratch scratch_of(const struct call *call, const struct shape *shape, float *memory, int64_t thread) {
     float *own = memory + thread * floats_a_thread(call, shape),
-          *states = own + shape->padded_rows * call->dim + shape->block * LANES;
+          *states = own + shape->padded_rows * call->dim + shape->block * WIDE;
     return (struct scratch){own, own + shape->padded_rows * call->dim, state_at(call, shape, states),
                             state_at(call, shape, states + floats_a_state(call, shape))};
 }
@@ -448,8 +564,8 @@ static struct shape shape_of(const struct call *call) {
        as far ahead; half and twice as much measured alike. */
     const int64_t block_bytes = 8192, least_columns = 16;
     struct shape shape = {.rows = call->groups * call->nodes, .pairs = call->batch * call->kv_heads};
-    for (int64_t row = 0; row < shape.rows; row += tile_rows(shape.rows - row))
-        shape.tiles++, shape.padded_rows = row + tile_rows(shape.rows - row);
+    for (int64_t row = 0, rows; row < shape.rows; row += rows)
+        rows = tile_rows(shape.rows - row, call->dtype), shape.tiles++, shape.padded_rows = row + rows;
     const int64_t column_bytes = larger(call->dim, call->value_dim) * element_bytes(call->dtype);
     shape.block = larger(least_columns, block_bytes / column_bytes / LANES * LANES);
     shape.blocks = larger(1, (call->columns + shape.block - 1) / shape.block);
