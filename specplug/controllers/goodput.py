@@ -49,7 +49,7 @@ class Goodput(Controller):
     margin: float = 1.03  # something else must be better by so much to take over
     patience: int = 240  # rounds after which all that was seen is worth no more than one trial: texts change
     interval: int = 7
-    thought: float = 0.01  # share of the time that may be spent on looks
+    thought: float = 0.1  # share of the time that may be spent on looks
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
     gamble: float = 0.08  # share of the time that the best would take that a draft may read for on a mere hope
 

@@ -56,4 +56,4 @@ def looks_of(seconds_a_look: float, monkeypatch) -> int:  # type: ignore[no-unty
 
 def test_dear_looks_are_rare_and_cheap_ones_are_not(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     assert looks_of(1e-6, monkeypatch) > 30
-    assert looks_of(0.5, monkeypatch) <= 200 * 1.3 * 0.01 / 0.5 + BURST + 1
+    assert looks_of(5.0, monkeypatch) <= 200 * 1.3 * Goodput().thought / 5.0 + BURST + 1
