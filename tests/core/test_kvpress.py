@@ -237,8 +237,10 @@ assert dict(ALL_ATTENTION_FUNCTIONS) == before and len(before) > 2
 
 
 def run(script, path):
-    paths = os.environ | {"PYTHONPATH": str(path)}
-    return subprocess.run([sys.executable, "-c", script], env=paths, capture_output=True, text=True, check=False)
+    """With what is in `path`, besides what is importable here."""
+    paths = os.pathsep.join([str(path), *filter(None, sys.path)])
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_transformers_attention_is_as_it_was(tmp_path):
