@@ -32,6 +32,7 @@ from specplug.tree import ROOT_ONLY
 
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 UNSETTLED = 0.25  # doubt of a plain round's time that only such rounds spoke of
+DRIFTS = 120  # rounds beyond its patience after which all that was seen of a drafter is worth no more than one trial
 LEAST_KNOWN = 1e-3  # trials: not none, to divide by
 STALE = 0.015  # by how much a round in which plain decoding is not measured adds to the doubt of its time
 CHANCE = 0.25  # of what trying may gain at best that it may lose at most
@@ -47,7 +48,7 @@ class Goodput(Controller):
     credit: float = 2.0  # rounds of plain decoding that trying may lose at first
     reinvest: float = 0.02  # share of the time that trying may lose besides, out of what speculation gained
     margin: float = 1.03  # something else must be better by so much to take over
-    patience: int = 240  # rounds after which all that was seen is worth no more than one trial: texts change
+    patience: int = 30  # rounds for which what was seen holds: texts change
     interval: int = 7
     thought: float = 0.1  # share of the time that may be spent on looks
     stake: float = 0.25  # share of the time that plain decoding would still take that a draft may spend on reading
@@ -69,7 +70,7 @@ class Goodput(Controller):
         self._offers = Offers(self._beliefs, self._prices, self._reading, self._by_row, self._tree)
         self._current: str | None = None
         self._standing: Standing | None = None
-        self._plain: float | None = None  # seconds of a plain round, at the last look
+        self._plain: float | None = None  # seconds of a plain round, at the last look or when first known
         self._news = False  # something has become known that may change what was decided
         self._thinking = self._learnt.thinking
         self._rehearsal = Rehearsal(self.arms)
@@ -121,8 +122,6 @@ class Goodput(Controller):
     def _look(self, batch: Batch, situation: Hashable) -> Option:
         """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
         self._drift, self._news, self._plain = 0.0, False, self._prices.plain
-        if self._purse.spare is None:
-            self._purse.spare = self.credit * self._plain
         options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
         best = self._best(options)
         trial = self._trial(options, best, batch, situation)
@@ -189,7 +188,9 @@ class Goodput(Controller):
             doubt = (0.1 + STALE * waited) / math.sqrt(max(settled, 1))
             return replace(option, tokens=1 + min(0.5, doubt if settled else doubt + UNSETTLED))
         # what is doubted of an estimate grows evenly with time where the truth walks at random
-        unsure = 1 / max(self._beliefs.known_of(option.arm, batch), LEAST_KNOWN) + waited / self.patience
+        unsure = (
+            1 / max(self._beliefs.known_of(option.arm, batch), LEAST_KNOWN) + max(0, waited - self.patience) / DRIFTS
+        )
         return self._offers.option(option.arm, batch, doubt=unsure / (1 + unsure))
 
     def _tree(self, priced: Sequence[tuple[float, Candidate]]) -> tuple[float, Candidate]:
@@ -227,9 +228,13 @@ class Goodput(Controller):
     def _settle(self, finished: Round, situation: Hashable, caught_up: bool) -> None:
         """Book what the round gained or lost against plain decoding."""
         arm, batch, seconds = finished.plan.arm, finished.batch, finished.seconds.work
+        if self._plain is None:
+            if not self._prices.plain_tried():
+                return
+            self._plain = self._prices.plain
         plain = self._plain
-        if plain is None or self._purse.spare is None:
-            return
+        if self._purse.spare is None:
+            self._purse.spare = self.credit * plain
         gain = sum(finished.commit.counts) / batch.num_rows * plain - seconds if finished.plan.shape.size else 0.0
         if arm.label == self._current:  # no trial, but what seems best: without the round's luck
             gain = max(0.0, gain)
