@@ -25,7 +25,7 @@
 #define SUMS 8
 #endif
 #define WIDE 16         /* rows of the largest tile, and floats that a tile's maxima and sums have room for */
-#define LARGEST_DIM 256 /* of a head: as Python sees to */
+#define PART 64         /* numbers of a head that such a tile adds up one after another */
 
 /* Rows of a tile that go together, so that what is read of the cache is converted for all of them at once. */
 INLINE int rows_together(int rows) { return smaller(rows, SUMS / 2); }
@@ -179,19 +179,20 @@ INLINE void score(const float *queries, int64_t dim, const char *keys, int64_t s
     }
 }
 
-/* dots[column] += queries . keys for a tile of 16 and eight columns: each number of a key serves all rows at once. Eight sums are as
-   many as the processor has products under way. */
+/* dots[column] += queries . keys for a tile of 16, eight columns and up to 64 numbers of a head, which lie `offset` bytes behind its first one:
+   each number of a key serves all rows at once. Eight sums are as many as the processor has products under way. */
 INLINE void multiply_wide(vector dots[LANES], const float *queries, int64_t dim, const char *const key[LANES],
-                          struct ahead *ahead, int dtype) {
-    float widened[LANES][LARGEST_DIM + WIDE];
+                          int64_t offset, struct ahead *ahead, int dtype) {
+    float widened[LANES][PART];
     const float *numbers[LANES];
     for (int c = 0; c < LANES; c++) {
-        numbers[c] = dtype == FLOAT32 ? (const float *)key[c] : widened[c];
+        const char *at = key[c] + offset;
+        numbers[c] = dtype == FLOAT32 ? (const float *)at : widened[c];
         if (dtype == FLOAT32) continue;
         int64_t d = 0;
         for (; d + WIDTH <= dim; d += WIDTH)
-            *(vector_at *)(widened[c] + d) = in_order(key[c] + d * element_bytes(dtype), dtype);
-        if (d < dim) *(lanes_at *)(widened[c] + d) = load8(key[c] + d * element_bytes(dtype), dtype);
+            *(vector_at *)(widened[c] + d) = in_order(at + d * element_bytes(dtype), dtype);
+        if (d < dim) *(lanes_at *)(widened[c] + d) = load8(at + d * element_bytes(dtype), dtype);
     }
     for (int64_t d = 0; d < dim; d += LANES) {
         if (d * element_bytes(dtype) % LINE == 0) ask_for(ahead, LANES);
@@ -205,14 +206,14 @@ INLINE void multiply_wide(vector dots[LANES], const float *queries, int64_t dim,
 #if PAIRS
 /* The same of bfloat16, as it lies: two numbers of a key and of every query make one product. */
 INLINE void multiply_pairs(vector dots[LANES], const float *queries, int64_t dim, const char *const key[LANES],
-                           struct ahead *ahead) {
+                           int64_t offset, struct ahead *ahead) {
     for (int64_t d = 0; d < dim; d += LANES) {
         if (d * 2 % LINE == 0) ask_for(ahead, LANES);
         for (int e = 0; e < LANES; e += 2) {
             const vector query = *(const vector_at *)(queries + (d + e) / 2 * WIDE);
             for (int c = 0; c < LANES; c++) {
                 float pair;
-                memcpy(&pair, key[c] + (d + e) * 2, 4);
+                memcpy(&pair, key[c] + offset + (d + e) * 2, 4);
                 dots[c] = add_pairs(dots[c], query, pair);
             }
         }
@@ -220,19 +221,24 @@ INLINE void multiply_pairs(vector dots[LANES], const float *queries, int64_t dim
 }
 #endif
 
-/* scores[column][16] = scale * queries . keys. A last group that is not whole repeats the last column. */
+/* scores[column][16] = scale * queries . keys. A last group that is not whole repeats the last column. A lane adds up all of a head by
+   itself: not more than 64 numbers at a time, or long heads would be less exact than in the other tiles. */
 INLINE void score_wide(const float *queries, int64_t dim, float scale, const char *keys, int64_t stride, int64_t count,
                        float *scores, struct ahead *ahead, int dtype) {
     for (int64_t column = 0; column < count; column += LANES) {
         const char *key[LANES];
         for (int c = 0; c < LANES; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
         vector dots[LANES] = {0};
+        for (int64_t d = 0; d < dim; d += PART) {
+            vector some[LANES] = {0};
 #if PAIRS
-        if (dtype == BFLOAT16)
-            multiply_pairs(dots, queries, dim, key, ahead);
-        else
+            if (dtype == BFLOAT16)
+                multiply_pairs(some, queries + d / 2 * WIDE, smaller(PART, dim - d), key, d * 2, ahead);
+            else
 #endif
-            multiply_wide(dots, queries, dim, key, ahead, dtype);
+                multiply_wide(some, queries + d * WIDE, smaller(PART, dim - d), key, d * element_bytes(dtype), ahead, dtype);
+            for (int c = 0; c < LANES; c++) dots[c] += some[c];
+        }
         for (int c = 0; c < LANES; c++) *(vector_at *)(scores + (column + c) * WIDE) = dots[c] * all_wide(scale);
     }
 }
