@@ -385,8 +385,9 @@ def test_many_threads(served: list[int]) -> None:
                         failures.append("served")
 
     def plainly() -> None:
+        """As `served` tells, none of these is; torch's own first product in a new thread may differ from the others in the last bit."""
         with torch.no_grad():
-            failures.extend("plain" for _ in range(300) if not torch.equal(module(x), wanted))
+            failures.extend("plain" for _ in range(300) if not torch.allclose(module(x), wanted, atol=1e-6))
 
     threads = [threading.Thread(target=work) for work in (serving, serving, plainly, plainly)]
     for thread in threads:
