@@ -34,7 +34,7 @@ AMD_ROWS = 256
 """The same on AMD's processors with AVX-512 (Zen 5, two threads): 0.3 to 0.6 of the best of torch's in fp32 and bf16 for 64 to 256 rows, in bf16
 0.1 to 0.55 for fewer; no more were tried."""
 BLOCK_ROWS = 8
-"""Up to so many packed rows reading the cache is what takes the time, and a processor that multiplies blocks (AMX) gains nothing by it."""
+"""Up to so many packed rows reading the cache is what takes the time, so that one that multiplies blocks (AMX) has little to gain: not measured there."""
 
 
 def tree_attention(
@@ -144,10 +144,8 @@ def _better_torch(
     )
     if obstacle is not None:
         return obstacle
-    rows, most = (
-        compiled.packed_rows(query_shape, key_shape),
-        AMD_ROWS if _is_avx512("AuthenticAMD") else NATIVE_ROWS[dtype],
-    )
+    rows = compiled.packed_rows(query_shape, key_shape)
+    most = AMD_ROWS if _is_avx512("AuthenticAMD") else NATIVE_ROWS[dtype]
     if rows > most:
         return f"{rows} packed rows, more than {most}"
     if rows > BLOCK_ROWS and dtype not in _FULL_PRECISION and _multiplies_blocks():

@@ -101,7 +101,7 @@ class Goodput(Controller):
         standing = self._standing
         if standing is None or standing.key != self._key(batch, situation):
             return None
-        if self._due(standing) and self._thinking.affords:
+        if self._due(standing, situation) and self._thinking.affords:
             return None
         option, streak = standing.option, self._beliefs.in_streaks(standing.option.arm, batch)
         if streak != standing.streak and (other := self._offers.option(option.arm, batch)) is not None:
@@ -113,11 +113,11 @@ class Goodput(Controller):
         """A batch of another one is decided for anew."""
         return situation, batch.rows if self._by_row else batch.num_rows, min(batch.room, 16).bit_length()
 
-    def _due(self, standing: Standing) -> bool:
+    def _due(self, standing: Standing, situation: Hashable) -> bool:
         """Whether a decision should be looked at again: after some rounds; after news; and when those since yielded so much less than was
         expected. One that yields more stands until its next look: luck that is followed at once makes trees too large."""
         disappointed = self._drift < -max(SURPRISE, standing.option.tokens)
-        return disappointed or self._news or self._learnt.rounds[standing.situation] >= standing.until
+        return disappointed or self._news or self._learnt.rounds[situation] >= standing.until
 
     def _look(self, batch: Batch, situation: Hashable) -> Option:
         """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
@@ -130,7 +130,7 @@ class Goodput(Controller):
         sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
         option, rounds = replace(best, reason=f"{best.reason}, at the last look"), self._learnt.rounds[situation]
         self._standing = Standing(
-            self._key(batch, situation), situation, rounds + sure, option, self._beliefs.in_streaks(best.arm, batch)
+            self._key(batch, situation), rounds + sure, option, self._beliefs.in_streaks(best.arm, batch)
         )
         if trial is None:
             return best

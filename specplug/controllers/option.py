@@ -59,7 +59,6 @@ class Standing:
     """
 
     key: Hashable
-    situation: Hashable
     until: int
     option: Option
     streak: bool

@@ -49,9 +49,8 @@ class Contestant:
         found = build("controllers", self.name)
         if not isinstance(found, Controller):
             raise OptionError(f"--controllers: {self.name!r} is no controller.")
-        if isinstance(
-            found, Goodput
-        ):  # rounds take simulated time, and its looks real time: what they cost depends on this machine
+        # rounds take simulated time and looks real time, which would make the outcome depend on this machine
+        if isinstance(found, Goodput):
             return replace(found, thought=1.0)
         return found
 
