@@ -9,14 +9,14 @@ SmartSpec (arXiv 2406.14066) keeps one number a batch; here a row's own rate is 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from specplug.round import Round
+from specplug.outcome import Outcome, ranks_of
 from specplug.row_acceptance import RowAcceptance, odds_ratio, scaled
 from specplug.streaks import Streaks
-from specplug.tree import TreeBatch, TreeShape, child_counts
+from specplug.tree import TreeBatch, TreeShape
 from specplug.trees.base import DEFAULT_ACCEPTANCE
 from specplug.trees.sequoia import non_rising
 from specplug.verify import Verdict
@@ -83,19 +83,16 @@ class Acceptance:
         pooled = self.pooled
         return self.rows.rate(row, pooled, 2 * self.weight) / pooled
 
-    def observe(self, finished: Round) -> None:
+    def observe(self, outcome: Outcome) -> None:
         """Count what became of a round's trees. A row that proposed less than was planned has failed where it stopped."""
         self._fade()
-        self.proposing += 0.1 * ((finished.trees.num_nodes > 1) - self.proposing)
-        if finished.plan.arm.shape.is_chain:
-            self.streaks.observe(finished, self.fading)
-        taken = finished.verdict.num_accepted.tolist()
-        ranks = _ranks(finished.trees, finished.verdict, finished.plan.arm.grown)
-        counts = child_counts(finished.plan.shape)
-        sizes = finished.plan.sizes or (finished.plan.shape.size,) * len(taken)
-        for row, path, length, size in zip(finished.batch.rows, ranks, taken, sizes, strict=True):
+        self.proposing += 0.1 * ((outcome.nodes > 1) - self.proposing)
+        shape = outcome.plan.shape
+        sizes = outcome.plan.sizes or (shape.size,) * outcome.num_rows
+        ranks = outcome.ranks or (None,) * outcome.num_rows
+        for row, size, accepted, which in zip(outcome.rows, sizes, outcome.accepted, ranks, strict=True):
             if size:
-                self._count(row, path[:length], finished.plan.shape, counts, size)
+                self._count(row, shape, size, accepted, which)
 
     def rehearsed(
         self, rows: Sequence[Hashable], shape: TreeShape, trees: TreeBatch, verdict: Verdict, known: Sequence[int]
@@ -104,16 +101,16 @@ class Acceptance:
 
         Of the rows of one batch, several times over: each time counts as a round.
         """
-        taken, ranks = verdict.num_accepted.tolist(), _ranks(trees, verdict, grown=False)
+        taken, ranks = verdict.num_accepted.tolist(), ranks_of(trees, verdict, grown=False)
         proposed = [trees.num_nodes > 1] * len(taken) if trees.valid is None else trees.valid[:, 1:].any(1).tolist()
         several = len(dict.fromkeys(rows))
-        for place, (row, path, length, limit) in enumerate(zip(rows, ranks, taken, known, strict=True)):
+        for place, (row, length, limit) in enumerate(zip(rows, taken, known, strict=True)):
             if place % several == 0:
                 self._fade()
                 self.proposing += 0.1 * (any(proposed[place : place + several]) - self.proposing)
             seen = shape.cut(limit)  # what lies beyond has neither failed nor been taken
             if seen.size:
-                self._count(row, path[:length], seen, child_counts(seen), seen.size)
+                self._count(row, seen, seen.size, min(length, limit), None if ranks is None else ranks[place])
 
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""
@@ -125,56 +122,47 @@ class Acceptance:
         for counts in (self.tried, self.taken, *siblings):
             counts[:] = [count * self.fading for count in counts]
 
-    def _count(self, row: Hashable, path: Sequence[int], shape: TreeShape, counts: Sequence[int], size: int) -> None:
-        """`path`: ranks of the accepted children, from the root on; `size`: draft tokens that the row had."""
-        node, tried, taken = 0, 0.0, 0.0
-        for depth in range(min(len(path) + 1, shape.depth, DEPTHS)):
-            children = counts[node] if size >= shape.size else _within(shape, node, size)
-            if not children:
-                break
-            rank = path[depth] if depth < len(path) else None
-            self.tried[depth] += 1
-            tried += 1
-            if rank == 0:
+    def _count(
+        self, row: Hashable, shape: TreeShape, size: int, accepted: int, ranks: Sequence[int] | None = None
+    ) -> None:
+        """A row had `size` draft tokens of `shape`, and `accepted` of them were. `ranks`: which child of its parent each is; None: the
+        first."""
+        if shape.is_chain:
+            tried = min(accepted + 1, size, DEPTHS)
+            taken = min(accepted, tried)
+            for depth in range(taken):
                 self.taken[depth] += 1
+        else:
+            tried, taken = self._siblings(shape, size, ranks[:accepted] if ranks else (0,) * accepted)
+        for depth in range(tried):
+            self.tried[depth] += 1
+        self.rows.observe(row, tried, taken, self.fading)
+
+    def _siblings(self, shape: TreeShape, size: int, path: Sequence[int]) -> tuple[int, int]:
+        """Count what was taken of a tree; at how many nodes there was a choice, and where the first child was taken."""
+        node, tried, taken, children = 0, 0, 0, children_within(shape, size)
+        while tried < DEPTHS and (below := children[node]):
+            rank = path[tried] if tried < len(path) else None
+            if rank == 0:
+                self.taken[tried] += 1
                 taken += 1
             else:
-                for k in range(min(children - 1, RANKS)):
+                for k in range(min(len(below) - 1, RANKS)):
                     self.missed[k] += 1
                 if rank is not None and rank <= RANKS:
                     self.later[rank - 1] += 1
+            tried += 1
             if rank is None:
                 break
-            node = _child(shape, node, rank)
-        self.rows.observe(row, tried, taken, self.fading)
+            node = below[rank] if rank < len(below) else 0  # a drafter may propose another tree than it was asked for
+        return tried, taken
 
 
-def _child(shape: TreeShape, node: int, rank: int) -> int:
-    """The child of `node` of that rank; the root's place if there is none, which has no use."""
-    seen = -1
-    for place in range(node + 1, shape.num_nodes):
-        if shape.parents[place] == node:
-            seen += 1
-            if seen == rank:
-                return place
-    return 0
-
-
-def _within(shape: TreeShape, node: int, size: int) -> int:
-    """Children of `node` in the tree of `size` draft tokens that `shape` begins with."""
-    return sum(parent == node and shape.priority[place] <= size for place, parent in enumerate(shape.parents))
-
-
-def _ranks(trees: TreeBatch, verdict: Verdict, grown: bool) -> list[list[int]]:
-    """For every row, which child of its parent each accepted node is."""
-    path = verdict.path.tolist()
-    if grown or (trees.shape is not None and trees.shape.is_chain):
-        return [[0] * (len(nodes) - 1) for nodes in path]
-    children = trees.children.expand(trees.num_rows, -1, -1).tolist()
-    return [
-        [
-            children[row][parent].index(node) if node in children[row][parent] else 0
-            for parent, node in itertools.pairwise(nodes)
-        ]
-        for row, nodes in enumerate(path)
-    ]
+@lru_cache(maxsize=512)
+def children_within(shape: TreeShape, size: int) -> tuple[tuple[int, ...], ...]:
+    """By node, its children in the tree of `size` draft tokens that `shape` begins with."""
+    found: list[list[int]] = [[] for _ in shape.parents]
+    for node, parent in enumerate(shape.parents[1:], start=1):
+        if shape.priority[node] <= size:
+            found[parent].append(node)
+    return tuple(map(tuple, found))

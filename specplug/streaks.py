@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from specplug.round import Round
+from specplug.outcome import Outcome
 
 
 @dataclass(slots=True)
@@ -21,16 +21,14 @@ class Streaks:
     tried: float = 0.0  # tokens for rows in a streak, up to the first that was refused
     taken: float = 0.0
 
-    def observe(self, finished: Round, fading: float) -> None:
+    def observe(self, outcome: Outcome, fading: float) -> None:
         """Count what became of the chains of rows in a streak, then look anew who is in one."""
         self.tried, self.taken = self.tried * fading, self.taken * fading
-        trees, accepted = finished.trees, finished.verdict.num_accepted.tolist()
-        nodes = [trees.num_nodes] * len(accepted) if trees.valid is None else trees.valid.sum(1).tolist()
-        for row, count, taken in zip(finished.batch.rows, nodes, accepted, strict=True):
+        depth, accepted = outcome.plan.shape.depth, outcome.accepted
+        nodes = outcome.real or (outcome.nodes,) * len(accepted)
+        for row, count, taken in zip(outcome.rows, nodes, accepted, strict=True):
             if row in self.rows:
-                self.tried += taken + (
-                    taken < finished.plan.shape.depth
-                )  # what proposed less has failed where it stopped
+                self.tried += taken + (taken < depth)  # what proposed less has failed where it stopped
                 self.taken += taken
             (self.rows.add if count > 1 and taken == count - 1 else self.rows.discard)(row)
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
 from specplug.host import Batch
+from specplug.outcome import Outcome
 from specplug.tree import child_counts
 
 SHARED = 0.3  # what a trial of others says of a row that nothing was seen of
@@ -23,6 +24,7 @@ class Beliefs:
 
     def __init__(self, known: dict[Hashable, Acceptance], arms: Sequence[Arm]) -> None:
         self._known = known
+        self._followed: str | None = None  # the arm that has gone on with the texts
         self._kin = {arm.label: [other for other in arms if _related(arm, other)] for arm in arms}
 
     def of(self, arm: Arm, sampling: bool) -> Acceptance:
@@ -48,12 +50,17 @@ class Beliefs:
         """Whether all rows are in a streak of `arm`."""
         return self.of(arm, batch.sampling).streaks.hold(batch.rows)
 
-    def end_streaks(self, arm: Arm) -> None:
-        """`arm` has gone on with the texts: whatever the others were in the middle of."""
-        own = (arm.label, False), (arm.label, True)
-        for key, seen in self._known.items():
-            if key not in own:
-                seen.streaks.end()
+    def follow(self, outcome: Outcome) -> None:
+        """Which rows are in a streak after this round. Whatever other arms were in the middle of: this one has gone on."""
+        arm = outcome.plan.arm
+        if arm.label != self._followed:
+            self._followed, own = arm.label, ((arm.label, False), (arm.label, True))
+            for key, seen in self._known.items():
+                if key not in own:
+                    seen.streaks.end()
+        if arm.shape.is_chain and outcome.plan.shape.size:
+            seen = self.of(arm, outcome.sampling)
+            seen.streaks.observe(outcome, seen.fading)
 
     def forget(self, rows: Sequence[Hashable]) -> None:
         """These rows have left."""

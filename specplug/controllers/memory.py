@@ -33,6 +33,7 @@ class Learnt:
     cost: OnlineCost
     purse: Purse = field(default_factory=Purse)
     thinking: Thinking = field(default_factory=Thinking)
+    rehearsing: Thinking = field(default_factory=Thinking)
     acceptance: dict[Hashable, Acceptance] = field(default_factory=dict)
     reading: dict[str, float] = field(
         default_factory=dict

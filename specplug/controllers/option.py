@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from specplug.controllers.base import Arm, Plan, Prediction
 from specplug.host import Batch
@@ -51,17 +51,33 @@ class Option:
         return Plan(self.arm, shape, plan.sizes if self.samples else None, Prediction("its caches catch up"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Standing:
-    """A decision and how long it stands: for batches like `key`, until the situation's round `until`.
+    """A decision and how long it stands: in `situation`, for batches like `key`, until the situation's round `until`.
 
-    `streak`: whether all rows were in a streak of its arm; when that changes its tree does.
+    `streak`: whether all rows were in a streak of its arm; when that changes its tree does. `rival`: what came second;
+    `plain`: seconds of a plain round then.
     """
 
+    situation: Hashable
     key: Hashable
     until: int
     option: Option
     streak: bool
+    rival: Option
+    plain: float
+    _plan: Plan | None = field(default=None, init=False)
+
+    def planned(self, batch: Batch) -> Plan:
+        """The round that it stands for: most are like the one before."""
+        plan = self._plan
+        if plan is None or plan.shape.depth >= batch.room:
+            plan = self._plan = self.option.plan(batch)
+        return plan
+
+    def rival_now(self, plain: float) -> Option:
+        """What came second, where a plain round takes `plain` seconds by now."""
+        return replace(self.rival, seconds=self.rival.seconds * plain / self.plain)
 
 
 def nothing() -> TreeShape:

@@ -39,13 +39,15 @@ class Reading:
         """`arm` is about to draft."""
         self._begun = self._much(arm, batch)
 
-    def observe(self, arm: Arm, seconds: float, forward: Callable[[Arm], float], levels: int) -> bool:
-        """`arm` drafted `levels` for so long. Whether it had much to read: such a round's time is no round's otherwise."""
-        unread, self._begun = self._begun, 0
-        if unread:
-            # short texts take their forward, and little more: what they take a token says nothing of long ones
-            self.known[arm.label] = max(LEAST * seconds, seconds - (levels + 1) * forward(arm)) / unread
-        return bool(unread)
+    def end(self) -> int:
+        """Tokens that the round which was begun made its draft read: much, or 0."""
+        begun, self._begun = self._begun, 0
+        return begun
+
+    def learn(self, arm: Arm, unread: int, seconds: float, forward: float, levels: int) -> None:
+        """`arm` drafted `levels` for so long, with so many tokens `unread`; `forward`: seconds of a forward that reads next to nothing."""
+        # short texts take their forward, and little more: what they take a token says nothing of long ones
+        self.known[arm.label] = max(LEAST * seconds, seconds - (levels + 1) * forward) / unread
 
     def _much(self, arm: Arm, batch: Batch) -> int:
         """What the draft of `arm` has to read; 0 if that is little."""

@@ -10,19 +10,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
+from specplug.controllers.thinking import Thinking
 from specplug.drafters.base import DraftRequest
 from specplug.host import Batch
-from specplug.round import Round
+from specplug.outcome import Outcome
 from specplug.tree import TreeBatch
 from specplug.verify import Verdict, verify_greedy
 
 SPAN = 8  # tokens that a row must have written since the last rehearsal
 PLACES = 4  # most places in what was written since that it starts from
+SHARE = 0.03  # of the time that rehearsals may take
 COPIES = 8  # rows that the texts are repeated to for that, where there are fewer
 
 
@@ -39,32 +42,40 @@ class _Scene:
 
 
 class Rehearsal:
-    """`plan` proposes for the past now and then, `observe` reads what became of it: nobody waits for the device."""
+    """`plan` proposes for the past now and then, `observe` reads what became of it: nobody waits for the device.
 
-    def __init__(self, arms: Sequence[Arm]) -> None:
+    `time`: what may be spent on that, a `SHARE` of the time that rounds take.
+    """
+
+    def __init__(self, arms: Sequence[Arm], time: Thinking) -> None:
+        self._time = time
         self._written = {id(arm): Counter[Hashable]() for arm in arms if arm.drafter.rehearses}
         self._arms = [arm for arm in arms if arm.drafter.rehearses]
         self._scenes: list[_Scene] = []
 
     def plan(self, batch: Batch) -> None:
         """Start a rehearsal of what others have written enough for."""
-        if batch.history is None:
+        if batch.history is None or not self._time.affords:
             return
         for arm in self._arms:
             written = self._written[id(arm)]
             counts = [written[row] for row in batch.rows]
             if max(counts) >= SPAN:
                 written.clear()
+                begun = perf_counter()
                 self._scenes.append(_scene(arm, batch, counts))
+                self._time.spend(perf_counter() - begun)
 
-    def observe(self, finished: Round, acceptance: Callable[[Arm, bool], Acceptance]) -> list[Arm]:
+    def observe(self, outcome: Outcome, acceptance: Callable[[Arm, bool], Acceptance]) -> list[Arm]:
         """Count what the round wrote, read the rehearsals before it into `acceptance`; returns what was rehearsed."""
+        self._time.earn(outcome.seconds, SHARE)
         for arm in self._arms:
             written = self._written[id(arm)]
-            if arm is finished.plan.arm and finished.plan.shape.size:
+            if arm is outcome.plan.arm and outcome.plan.shape.size:
                 written.clear()  # it was there itself
                 continue
-            written.update(dict(zip(finished.batch.rows, finished.commit.counts, strict=True)))
+            for row, count in zip(outcome.rows, outcome.counts, strict=True):
+                written[row] += count
         scenes, self._scenes = self._scenes, []
         for scene in scenes:
             acceptance(scene.arm, scene.sampling).rehearsed(

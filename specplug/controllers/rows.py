@@ -39,3 +39,8 @@ def _gains(nodes: Sequence[tuple[int, float]], ratio: float) -> list[float]:
         gain = min(1.0, probability * ratio**depth)
         found.append(min(gain, found[-1]) if found else gain)
     return found
+
+
+def rectangle(sizes: Sequence[int]) -> int:
+    """Tokens that a forward computes which pads every row to the longest."""
+    return len(sizes) * max(sizes)

@@ -1,4 +1,4 @@
-"""What a planner may spend on planning: a small share of the time that rounds take."""
+"""What a planner may spend on planning, or on rehearsals: a small share of the time that rounds take."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ BURST = 4.0  # looks that may have been saved up: a new text needs some at once
 
 @dataclass(slots=True)
 class Thinking:
-    """`spare`: seconds that may still be spent on looking at all options. Outlives a generation, so that the next one can begin with
-    some looks: little is known of its text then."""
+    """`spare`: seconds that may still be spent on looks, at all options or at how a drafter would have done. Outlives a generation, so
+    that the next one can begin with some: little is known of its text then."""
 
     spare: float = 0.0
     last: float = 0.0  # seconds that the last look took

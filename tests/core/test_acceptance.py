@@ -9,6 +9,7 @@ from specplug.acceptance import Acceptance
 from specplug.controllers import Arm
 from specplug.controllers.base import Plan
 from specplug.drafters import ModelDraft, PromptLookup
+from specplug.outcome import outcome_of
 from specplug.trees import Chain, Sequoia
 
 from .test_controllers import World, batch_of, finished_round
@@ -24,7 +25,9 @@ def learn(acceptance, world, arm, shape, rounds, rows=4, seed=0, sizes=None):
         paths = [world.path(plan, 0, rng) for _ in range(rows)]
         if sizes is not None:
             paths = [[n for n in path if shape.priority[n] <= size] for path, size in zip(paths, sizes, strict=True)]
-        acceptance.observe(finished_round(plan, batch_of(rows, 10, 100), paths, [len(p) for p in paths], 1.0))
+        acceptance.observe(
+            outcome_of(finished_round(plan, batch_of(rows, 10, 100), paths, [len(p) for p in paths], 1.0))
+        )
 
 
 @pytest.mark.parametrize("chance", [0.05, 0.5, 0.9])
@@ -61,7 +64,7 @@ def test_depths_that_differ_are_told_apart():
                 path.append(node)
             paths.append(path)
         plan = Plan(LOOKUP, shape)
-        acceptance.observe(finished_round(plan, batch_of(4, 10, 100), paths, [len(p) for p in paths], 1.0))
+        acceptance.observe(outcome_of(finished_round(plan, batch_of(4, 10, 100), paths, [len(p) for p in paths], 1.0)))
     first = acceptance.first()
     assert first[0] == pytest.approx(0.3, abs=0.08) and first[1] > 0.85
 
@@ -72,7 +75,7 @@ def test_a_row_of_harder_text_is_known():
     for _ in range(100):
         plan = Plan(LOOKUP, shape)
         paths = [easy.path(plan, 0, rng), hard.path(plan, 0, rng)]
-        acceptance.observe(finished_round(plan, batch_of(2, 10, 100), paths, [len(p) for p in paths], 1.0))
+        acceptance.observe(outcome_of(finished_round(plan, batch_of(2, 10, 100), paths, [len(p) for p in paths], 1.0)))
     assert acceptance.of_row(0) > 1.05 and acceptance.of_row(1) < 0.7
     assert acceptance.of_row("a stranger") == 1.0
     acceptance.forget([1])
@@ -98,7 +101,7 @@ def test_a_drafter_that_finds_nothing_is_seen_to_propose_nothing():
     for _ in range(40):
         nothing = finished_round(Plan(LOOKUP, Chain(4).build()), batch_of(1, 10, 100), [[0]], [1], 1.0)
         nothing.trees = SimpleNamespace(num_nodes=1, num_rows=1, shape=Chain(0).build(), children=None, valid=None)
-        acceptance.observe(nothing)
+        acceptance.observe(outcome_of(nothing))
     assert acceptance.proposing < 0.05 and acceptance.first()[0] < 0.15
 
 

@@ -43,18 +43,26 @@ def batch(rows: int) -> Batch:
     return Batch(tuple(range(rows)), zeros, zeros + 500, zeros, False, 500, 400)
 
 
+def observe(reading: Reading, seconds: float, one_forward: float, levels: int) -> bool:
+    """What a planner does behind a round that drafted so many levels: whether the draft had much to read."""
+    unread = reading.end()
+    if unread:
+        reading.learn(arm(0), unread, seconds, one_forward, levels)
+    return bool(unread)
+
+
 def test_one_prompt_in_a_large_batch_is_reading():
     reading = Reading({}, stake=0.25)
     assert reading.seconds(arm(500), batch(20), PLAIN, forward) > FORWARD
     reading.begin(arm(500), batch(20))
-    assert reading.observe(arm(0), 0.02, forward, 3)
+    assert observe(reading, 0.02, FORWARD, 3)
 
 
 def test_a_few_tokens_a_row_are_none():
     reading = Reading({}, stake=0.25)
     assert reading.seconds(arm(LITTLE * 20), batch(20), PLAIN, forward) == 0
     reading.begin(arm(LITTLE * 20), batch(20))
-    assert not reading.observe(arm(0), 0.02, forward, 3)
+    assert not observe(reading, 0.02, FORWARD, 3)
     assert not reading.known
 
 
@@ -62,14 +70,14 @@ def test_a_short_text_that_takes_a_forward_says_little_of_a_long_one():
     reading = Reading({}, stake=10.0)
     reading.begin(arm(400), batch(1))
     # three levels, and a forward for the text: a quarter of the whole is left to its 400 tokens at least
-    reading.observe(arm(0), 4 * FORWARD + 0.004, forward, 3)
+    observe(reading, 4 * FORWARD + 0.004, FORWARD, 3)
     assert reading.seconds(arm(40_000), batch(1), PLAIN, forward) == pytest.approx(FORWARD + 100 * 0.004)
 
 
 def test_what_forwards_are_guessed_to_take_never_makes_reading_free():
     reading = Reading({}, stake=10.0)
     reading.begin(arm(400), batch(1))
-    reading.observe(arm(0), 0.008, lambda arm: 10 * FORWARD, 3)
+    observe(reading, 0.008, 10 * FORWARD, 3)
     assert reading.known["model"] * 400 == pytest.approx(0.002)
 
 
@@ -77,7 +85,7 @@ def test_a_round_that_came_after_has_read_nothing():
     reading = Reading({}, stake=0.25)
     reading.begin(arm(500), batch(1))
     reading.begin(arm(0), batch(1))
-    assert not reading.observe(arm(0), 0.02, forward, 3)
+    assert not observe(reading, 0.02, FORWARD, 3)
 
 
 def test_more_than_may_be_staked_is_refused():

@@ -8,10 +8,13 @@ import torch
 
 from specplug.acceptance import Acceptance
 from specplug.controllers import Arm, Goodput, Memory
-from specplug.controllers.rehearsal import SPAN, Rehearsal
+from specplug.controllers import rehearsal as module
+from specplug.controllers.rehearsal import SHARE, SPAN, Rehearsal
+from specplug.controllers.thinking import BURST, Thinking
 from specplug.drafters import NoDraft, PromptLookup
 from specplug.drafters.base import DraftRequest
 from specplug.host import Batch, Commit
+from specplug.outcome import outcome_of
 from specplug.round import Round, Seconds
 from specplug.tree import roots_only
 from specplug.trees import Chain
@@ -55,13 +58,17 @@ def plain_round(batch, counts, arm=PLAIN, seconds=1.0):
     )
 
 
+def plain_outcome(batch, counts, arm=PLAIN):
+    return outcome_of(plain_round(batch, counts, arm))
+
+
 def rehearse(texts, written, arm=LOOKUP):
     """What is seen of `arm` once the rows have written the last `written` tokens of their texts by other means."""
     batch, seen = batch_of(texts), Acceptance()
-    rehearsal = Rehearsal([arm, PLAIN])
-    rehearsal.observe(plain_round(batch, written), lambda *_: seen)
+    rehearsal = Rehearsal([arm, PLAIN], Thinking())
+    rehearsal.observe(plain_outcome(batch, written), lambda *_: seen)
     rehearsal.plan(batch)
-    looked = rehearsal.observe(plain_round(batch, [1] * len(texts)), lambda *_: seen)
+    looked = rehearsal.observe(plain_outcome(batch, [1] * len(texts)), lambda *_: seen)
     return seen, looked
 
 
@@ -103,7 +110,7 @@ def test_counts_are_those_of_real_rounds():
             real = text[len(text) - ago :]
             agreed = next((n for n, (p, r) in enumerate(zip(proposed, real, strict=False)) if p != r), len(proposed))
             shape = Chain(min(LOOKUP.shape.depth, ago)).build()
-            hand._count("ab"[row], [0] * min(agreed, ago), shape, [1] * shape.size + [0], shape.size)
+            hand._count("ab"[row], shape, shape.size, min(agreed, ago))
     assert seen.tried == pytest.approx(hand.tried)
     assert seen.taken == pytest.approx(hand.taken)
     assert 0 < seen.taken[0] < seen.tried[0]
@@ -119,38 +126,57 @@ def test_rows_that_wrote_nothing_are_not_judged():
 def test_nothing_is_rehearsed_before_enough_is_written_nor_by_what_was_there_itself():
     assert rehearse([[*range(10)] * 5], [SPAN - 1])[1] == []
     batch, seen = batch_of([[*range(10)] * 5]), Acceptance()
-    rehearsal = Rehearsal([LOOKUP, PLAIN])
-    rehearsal.observe(plain_round(batch, [SPAN]), lambda *_: seen)
-    rehearsal.observe(plain_round(batch, [3], arm=LOOKUP), lambda *_: seen)
+    rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
+    rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_: seen)
+    rehearsal.observe(plain_outcome(batch, [3], arm=LOOKUP), lambda *_: seen)
     rehearsal.plan(batch)
-    assert rehearsal.observe(plain_round(batch, [1]), lambda *_: seen) == []
+    assert rehearsal.observe(plain_outcome(batch, [1]), lambda *_: seen) == []
 
 
 def test_what_was_rehearsed_is_not_rehearsed_again():
     batch, seen = batch_of([[*range(10)] * 5]), Acceptance()
-    rehearsal = Rehearsal([LOOKUP, PLAIN])
+    rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
     looked = []
     for _ in range(3 * SPAN):
         rehearsal.plan(batch)
-        looked += rehearsal.observe(plain_round(batch, [1]), lambda *_: seen)
+        looked += rehearsal.observe(plain_outcome(batch, [1]), lambda *_: seen)
     assert len(looked) == 2
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(1e-6, 40), (4.0, 40 * SPAN * SHARE / 4.0 + BURST + 1)])
+def test_dear_rehearsals_are_rare(seconds, most, monkeypatch):
+    """Rounds of a second, on a clock on which a rehearsal takes so long."""
+    now = [0.0]
+
+    def clock():
+        now[0] += seconds
+        return now[0]
+
+    monkeypatch.setattr(module, "perf_counter", clock)
+    batch, looked = batch_of([[*range(10)] * 5]), []
+    rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
+    for _ in range(40 * SPAN):
+        rehearsal.plan(batch)
+        looked += rehearsal.observe(plain_outcome(batch, [1]), lambda *_: Acceptance())
+    assert 2 <= len(looked) <= most
+    assert seconds > 1 or len(looked) > 38
 
 
 def test_rows_that_left_are_forgotten():
     batch, seen = batch_of([[*range(10)] * 5]), Acceptance()
-    rehearsal = Rehearsal([LOOKUP, PLAIN])
-    rehearsal.observe(plain_round(batch, [SPAN]), lambda *_: seen)
+    rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
+    rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_: seen)
     rehearsal.forget(["a"])
     rehearsal.plan(batch)
-    assert rehearsal.observe(plain_round(batch, [1]), lambda *_: seen) == []
+    assert rehearsal.observe(plain_outcome(batch, [1]), lambda *_: seen) == []
 
 
 def test_a_host_without_history_has_no_rehearsals():
     batch = replace(batch_of([[1, 2, 3]]), history=None, history_ends=None, history_starts=None)
-    rehearsal = Rehearsal([LOOKUP])
-    rehearsal.observe(plain_round(batch, [SPAN]), lambda *_: Acceptance())
+    rehearsal = Rehearsal([LOOKUP], Thinking())
+    rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_: Acceptance())
     rehearsal.plan(batch)
-    assert rehearsal.observe(plain_round(batch, [1]), lambda *_: Acceptance()) == []
+    assert rehearsal.observe(plain_outcome(batch, [1]), lambda *_: Acceptance()) == []
 
 
 def write(text, start, controller):
@@ -175,7 +201,8 @@ def test_goodput_turns_to_a_lookup_that_it_never_ran(repeats):
     random = torch.randint(0, 8, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     text = random[:60] + (random[:60] * 3 if repeats else random[60:])
     memory, host = Memory(), SimpleNamespace(key="host")
-    goodput = Goodput(allowance=0.0, credit=0.0, reinvest=0.0).open([LOOKUP, PLAIN], host, memory)
+    never = 10**6  # looks at everything as a matter of course: it is what was rehearsed that is looked at
+    goodput = Goodput(allowance=0.0, credit=0.0, reinvest=0.0, interval=never).open([LOOKUP, PLAIN], host, memory)
     rounds = write(text, 62, goodput)
     assert [label for label, _ in rounds[:SPAN]] == ["none"] * SPAN
     if repeats:

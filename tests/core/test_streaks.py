@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from specplug.acceptance import Acceptance
 from specplug.controllers import Arm, Goodput, Memory
+from specplug.controllers.base import Plan
+from specplug.controllers.beliefs import Beliefs
 from specplug.drafters import NoDraft, PromptLookup
+from specplug.outcome import outcome_of
 from specplug.streaks import Streaks
 from specplug.tree import ROOT_ONLY
 from specplug.trees import Chain, Sequoia
@@ -20,12 +22,11 @@ def chains(accepted, depth=4, proposed=None):
     nodes = torch.tensor(proposed if proposed is not None else [depth] * len(accepted)) + 1
     valid = None if proposed is None else torch.arange(depth + 1) < nodes[:, None]
     shape = Chain(depth).build()
-    return SimpleNamespace(
-        batch=SimpleNamespace(rows=tuple(range(len(accepted)))),
-        plan=SimpleNamespace(shape=shape, arm=Arm("chain", PromptLookup(), shape)),
-        trees=SimpleNamespace(num_nodes=depth + 1, valid=valid),
-        verdict=SimpleNamespace(num_accepted=torch.tensor(accepted)),
-    )
+    plan = Plan(Arm("chain", PromptLookup(), shape), shape)
+    paths = [list(range(count + 1)) for count in accepted]
+    finished = finished_round(plan, batch_of(len(accepted), 100, 50), paths, [len(path) for path in paths], 1.0)
+    finished.trees.valid = valid
+    return outcome_of(finished)
 
 
 def test_a_streak_begins_with_a_proposal_that_was_accepted_whole():
@@ -56,12 +57,13 @@ def test_what_is_not_known_is_taken_from_all_rows():
     assert certain.tokens(0.5, 3) == pytest.approx(4.0)
 
 
-def test_acceptance_keeps_streaks_of_chains_only():
-    seen, batch = Acceptance(), batch_of(1, 100, 50)
+def test_streaks_are_of_chains_only():
+    known, batch = {}, batch_of(1, 100, 50)
     for shape, expected in ((Sequoia(8, 4).build(), set()), (Chain(3).build(), {0})):
         arm = Arm("any", PromptLookup(), shape)
-        plan = SimpleNamespace(arm=arm, shape=shape, sizes=None)
-        seen.observe(finished_round(plan, batch, [list(range(shape.depth + 1))], [shape.depth + 1], 1.0))
+        seen, plan = Beliefs(known, [arm]).of(arm, sampling=False), Plan(arm, shape)
+        path = list(range(shape.depth + 1))
+        Beliefs(known, [arm]).follow(outcome_of(finished_round(plan, batch, [path], [len(path)], 1.0)))
         assert seen.streaks.rows == expected
     seen.forget([0])
     assert not seen.streaks.rows
