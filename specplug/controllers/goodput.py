@@ -65,6 +65,9 @@ class Goodput(Controller):
         terms = Terms(self.credit, self.allowance, self.reinvest)
         self._ledger = Ledger(self._learnt, self._beliefs, self._prices, self._reading, terms)
         self._thinking = self._learnt.thinking
+        self._clock: Callable[[], float] = getattr(
+            host, "clock", perf_counter
+        )  # a simulated host's time stands still meanwhile
         self._rehearsal = Rehearsal(self.arms, self._learnt.rehearsing)
         self._standing: Standing | None = None
         self._news = False  # something was tried: it may change what was decided
@@ -97,9 +100,9 @@ class Goodput(Controller):
             if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
                 seconds = self._prices.plain if tried or knows else None
                 return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
-            begun = perf_counter()
+            begun = self._clock()
             option = self._look(batch, situation)
-            self._thinking.spend(perf_counter() - begun)
+            self._thinking.spend(self._clock() - begun)
         return self._begun(option.plan(batch), option, batch)
 
     def _begun(self, plan: Plan, option: Option, batch: Batch) -> Plan:

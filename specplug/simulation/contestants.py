@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from specplug.controllers import Arm, Controller, Fixed, Goodput, Memory
+from specplug.controllers import Arm, Controller, Fixed, Memory
 from specplug.cost.roofline import NO_MODEL
 from specplug.drafters.none import NoDraft
 from specplug.errors import OptionError
@@ -49,9 +49,6 @@ class Contestant:
         found = build("controllers", self.name)
         if not isinstance(found, Controller):
             raise OptionError(f"--controllers: {self.name!r} is no controller.")
-        # rounds take simulated time and looks real time, which would make the outcome depend on this machine
-        if isinstance(found, Goodput):
-            return replace(found, thought=1.0)
         return found
 
     @property

@@ -86,6 +86,18 @@ def test_the_same_seed_gives_the_same_run():
     assert runs[0] != runs[1]
 
 
+def test_how_long_a_controller_thinks_here_changes_nothing(monkeypatch):
+    field, made, now = contestants("goodput"), setting(), [0.0]
+    quick = simulate(made, field, [4.0], 30, 2)
+
+    def slow():
+        now[0] += 1000.0
+        return now[0]
+
+    monkeypatch.setattr("specplug.controllers.goodput.perf_counter", slow)
+    assert simulate(made, field, [4.0], 30, 2)[0].runs == quick[0].runs
+
+
 def test_whoever_decides_a_token_has_the_same_fate():
     """What is accepted at a place of a request's text is the request's: a longer chain never gets less there."""
     request = setting().mix.request(3, 0.0, seed=5)
