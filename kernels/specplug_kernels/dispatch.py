@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from specplug_kernels import tree_attention_native
-from specplug_kernels.processor import is_avx512 as _is_avx512
+from specplug_kernels.measured_rows import ATTENTION_ROWS
 from specplug_kernels.processor import multiplies as _multiplies
 from specplug_kernels.processor import multiplies_blocks as _multiplies_blocks
+from specplug_kernels.processor import processor
 from specplug_kernels.reference import tree_attention_reference
 from specplug_kernels.tree_attention_native import native
 from specplug_kernels.tree_attention_sdpa import sdpa, split
@@ -27,12 +28,6 @@ LONG_HEAD_DIM = 128
 LONG_ROWS = 4
 LONG_COLUMNS = 2048
 """Vectors of so many numbers: up to so many rows two matmuls take 0.65 to 0.8 of the fused kernel's time, from 6 rows on the same."""
-NATIVE_ROWS = {torch.float32: 64, torch.bfloat16: 64, torch.float16: 256}
-"""Packed rows up to which the compiled kernel takes less time than any of torch's (AVX2, one thread: half to nine tenths of the best in
-fp32 and bf16, less in fp16); at twice as many fp32 and bf16 are the same. Intel's with AVX-512 have not been measured for more."""
-AMD_ROWS = 256
-"""The same on AMD's processors with AVX-512 (Zen 5, two threads): 0.3 to 0.6 of the best of torch's in fp32 and bf16 for 64 to 256 rows, in bf16
-0.1 to 0.55 for fewer; no more were tried."""
 BLOCK_ROWS = 8
 """Up to so many packed rows reading the cache is what takes the time, so that one that multiplies blocks (AMX) has little to gain: not measured there."""
 
@@ -145,7 +140,7 @@ def _better_torch(
     if obstacle is not None:
         return obstacle
     rows = compiled.packed_rows(query_shape, key_shape)
-    most = AMD_ROWS if _is_avx512("AuthenticAMD") else NATIVE_ROWS[dtype]
+    most = ATTENTION_ROWS[processor()][dtype]
     if rows > most:
         return f"{rows} packed rows, more than {most}"
     if rows > BLOCK_ROWS and dtype not in _FULL_PRECISION and _multiplies_blocks():

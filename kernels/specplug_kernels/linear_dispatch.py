@@ -10,25 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
+from specplug_kernels.measured_rows import LINEAR_ROWS
 from specplug_kernels.native.linear_library import LinearLibrary, linear_library
 from specplug_kernels.native.opening import DTYPES, why_none
-from specplug_kernels.processor import is_avx512, multiplies
+from specplug_kernels.processor import Processor, multiplies, processor
 
 LINEAR_KERNELS = ("auto", "native", "torch")
 """What ``kernel=`` accepts here."""
-ROWS = {torch.float32: range(2, 65), torch.bfloat16: range(2, 257), torch.float16: range(2, 257)}
-"""Rows for which the compiled kernel takes less time than torch's, medians of pairs over weights that come from the third level of the
-cache or from memory, on a shared AMD EPYC machine (AVX2), one thread. fp32, 256 x 256 to 2048 x 2048: 0.45 to 0.7 of torch's for 2
-rows, 0.3 to 0.65 for 4, 0.55 to 0.8 for 16, 0.6 to 0.9 for 32, 0.7 to 1.05 for 64, the same for 128; with two threads less still. bf16
-and fp16: 0.45 to 0.7 for 2, 0.2 to 0.3 from 16 on, and no more were tried. One row is torch's: its time is that of reading the weights."""
-INTEL_ROWS = {torch.float32: range(4, 21), torch.bfloat16: range(2, 25), torch.float16: range(2, 21)}
-"""The same on an Intel Xeon with AVX-512 and no AMX, whose torch calls MKL at its best: fp32, 256 x 256 to 3072 x 256, 1.1 to 1.3 of torch's
-for 2 and 3 rows, 0.7 to 1.05 for 4 to 20, 1.1 to 1.5 from 24 to 96. bf16: 0.4 to 0.6 for 2, 0.7 to 0.9 for 16, 0.9 for 24, more from 32 on.
-fp16: 0.2 to 0.4 for 2, 0.6 to 1.0 for 16, more from 24 on."""
-AMD_ROWS = {torch.float32: range(1, 129), torch.bfloat16: range(1, 9), torch.float16: range(1, 257)}
-"""The same on an AMD EPYC with AVX-512 and products of bf16 (Zen 5), two threads, 256 x 256 to 4096 x 4096: fp32 0.2 to 0.8 for 2, 0.3 to 0.5
-for 8 but 0.67 of the smallest, 0.5 to 0.65 from 24 to 128. bf16: 0.45 to 0.75 for 2, 0.6 to 1.0 for 8, 0.7 to 1.3 for 12, more from 16 on.
-fp16: 0.35 to 0.75 for 2, 0.15 to 0.3 from 8 to 128."""
 LEAST_WEIGHTS = 4096
 """Below, either takes the time of the call itself."""
 _PLAIN = (Parameter, Tensor)  # a subclass (a quantised weight, a distributed one) computes in its own way
@@ -96,7 +84,7 @@ def serves_weight(weight: Tensor) -> bool:
 
 def skinny_rows(dtype: torch.dtype) -> range:
     """Rows for which :func:`try_linear` may compute from ``dtype`` on this processor; empty if it never does."""
-    return (_measured_with_avx512() or ROWS).get(dtype, range(0))
+    return LINEAR_ROWS[processor()].get(dtype, range(0))
 
 
 def why_not_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -169,19 +157,12 @@ def _why_not_sizes(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> 
     return None
 
 
-def _measured_with_avx512() -> dict[torch.dtype, range] | None:
-    """The rows measured on a processor like this one, if that is one with AVX-512."""
-    if is_avx512("GenuineIntel"):
-        return INTEL_ROWS
-    return AMD_ROWS if is_avx512("AuthenticAMD") else None
-
-
 def _why_slow(loaded: LinearLibrary, dtype: torch.dtype) -> str | None:
     if not loaded.vectors:
         return "it is built without AVX2, with which it was measured"
     if not loaded.threads and torch.get_num_threads() > 1:
         return f"it is built without torch's OpenMP and would use one of {torch.get_num_threads()} threads"
-    if dtype is not torch.float32 and multiplies(dtype) and not _measured_with_avx512():
+    if dtype is not torch.float32 and multiplies(dtype) and processor() is Processor.USUAL:
         return f"the processor multiplies in {dtype}, and on such a one it was not measured"
     return None
 

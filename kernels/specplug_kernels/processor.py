@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import cache
 from pathlib import Path
 
 import torch
 
 
+class Processor(Enum):
+    """What the compiled kernels were measured on, as far as it differs in what is faster there. None of the last three has AMX."""
+
+    USUAL = "with AVX2, and any other"
+    INTEL = "Intel's, with AVX-512 and its products of bf16"
+    OLDER_INTEL = "Intel's, with AVX-512 and without products of bf16"
+    AMD = "AMD's, with AVX-512"
+
+
 @cache
-def is_avx512(vendor: str) -> bool:
-    """Whether this is one of `vendor`'s ("GenuineIntel", "AuthenticAMD") with AVX-512 and without AMX."""
+def processor() -> Processor:
+    """Which of them this one is."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or multiplies_blocks():
-        return False
+        return Processor.USUAL
     try:
-        return vendor in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        says = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
+        return Processor.USUAL
+    if "AuthenticAMD" in says:
+        return Processor.AMD
+    if "GenuineIntel" not in says:
+        return Processor.USUAL
+    return Processor.INTEL if torch.cpu._is_avx512_bf16_supported() else Processor.OLDER_INTEL
 
 
 @cache

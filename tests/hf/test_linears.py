@@ -22,6 +22,7 @@ from specplug_hf.demo import load_pair
 from specplug_hf.demo import prompt as text
 from specplug_hf.linears import Linears
 from specplug_kernels import explain_linear, skinny_rows
+from specplug_kernels.processor import Processor
 
 NEW = 24
 WIDE = 64
@@ -53,7 +54,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture(autouse=True)
 def _as_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """From two rows on: where torch's products are at their best, ours begin with four."""
-    monkeypatch.setattr(sys.modules[skinny_rows.__module__], "is_avx512", lambda vendor: False)
+    monkeypatch.setattr(sys.modules[skinny_rows.__module__], "processor", lambda: Processor.USUAL)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from specplug_kernels.native import linear_library as loading
 from specplug_kernels.native.build import build, find_compiler
 from specplug_kernels.native.linear_library import linear_library, load
 from specplug_kernels.native.opening import UnusableError
+from specplug_kernels.processor import Processor
 
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Half a unit in the last place of an output, relative."""
@@ -232,7 +233,7 @@ def test_autocast_is_torchs() -> None:
 def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_unless_chosen()
     module = sys.modules[skinny_linear.__module__]
-    monkeypatch.setattr(module, "is_avx512", lambda vendor: False)
+    monkeypatch.setattr(module, "processor", lambda: Processor.USUAL)
     assert explain_linear(5, 256, 704) == "native: 5 rows of 256 by 704: weights are read once, as they lie"
     for rows, inputs, outputs, dtype, because in (
         (1, 256, 704, torch.float32, "1 rows, and 2 to 64"),
@@ -251,16 +252,21 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "most"),
-    [("GenuineIntel", (20, 24, 20)), ("AuthenticAMD", (128, 8, 256)), (None, (64, 256, 256))],
+    ("processor", "most"),
+    [
+        (Processor.INTEL, (20, 24, 20)),
+        (Processor.OLDER_INTEL, (48, 256, 256)),
+        (Processor.AMD, (128, 8, 256)),
+        (Processor.USUAL, (64, 256, 256)),
+    ],
 )
 def test_it_is_chosen_for_as_many_rows_as_it_wins_on_such_a_processor(
-    vendor: str | None, most: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    processor: Processor, most: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skip_unless_chosen()
     module = sys.modules[skinny_linear.__module__]
-    monkeypatch.setattr(module, "is_avx512", lambda asked: asked == vendor)
-    monkeypatch.setattr(module, "multiplies", lambda dtype: vendor is not None)
+    monkeypatch.setattr(module, "processor", lambda: processor)
+    monkeypatch.setattr(module, "multiplies", lambda dtype: processor is not Processor.USUAL)
     for dtype, last in zip((torch.float32, torch.bfloat16, torch.float16), most, strict=True):
         served = skinny_rows(dtype)
         assert served.stop - 1 == last
@@ -351,3 +357,30 @@ def test_a_library_that_is_wrong_is_not_used(
     monkeypatch.setattr(building, "SOURCES", tmp_path)
     with pytest.raises(UnusableError, match=because):
         load(build("linear"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "blocks", "says", "pairs", "expected"),
+    [
+        ("AVX2", False, "GenuineIntel", True, Processor.USUAL),
+        ("AVX512", True, "GenuineIntel", True, Processor.USUAL),
+        ("AVX512", False, "GenuineIntel", True, Processor.INTEL),
+        ("AVX512", False, "GenuineIntel", False, Processor.OLDER_INTEL),
+        ("AVX512", False, "AuthenticAMD", True, Processor.AMD),
+        ("AVX512", False, "somebody else", True, Processor.USUAL),
+        ("AVX512", False, None, True, Processor.USUAL),
+    ],
+)
+def test_the_processor_is_told_by_what_it_can_do_and_who_made_it(
+    capability: str, blocks: bool, says: str | None, pairs: bool, expected: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> str:
+        if says is None:
+            raise FileNotFoundError
+        return f"vendor_id\t: {says}\n"
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: pairs)
+    monkeypatch.setattr(module := sys.modules[Processor.__module__], "multiplies_blocks", lambda: blocks)
+    monkeypatch.setattr(module.Path, "read_text", read)
+    assert module.processor.__wrapped__() is expected

@@ -34,7 +34,9 @@ typedef float quarter_at __attribute__((vector_size(16), aligned(4), may_alias))
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lanes_int){__VA_ARGS__})
 #endif
 
-#ifndef __AVX512BF16__
+#ifdef __AVX512BF16__
+#define PAIRS 1 /* products of bfloat16 in pairs */
+#else
 #define PAIRS 0
 #endif
 
@@ -76,8 +78,7 @@ INLINE vector extended(lanes x) { return joined(x, (lanes){0}); }
 INLINE vector all_wide(float x) { return (vector)_mm512_set1_ps(x); }
 INLINE vector larger_wide(vector a, vector b) { return (vector)_mm512_max_ps((__m512)a, (__m512)b); }
 /* sum + a . b, each lane of which is the sum of two products, of bfloat16 that lie side by side. */
-#ifdef __AVX512BF16__
-#define PAIRS 1 /* products of bfloat16 in pairs */
+#if PAIRS
 INLINE vector add_pairs(vector sum, vector a, float pair) {
     return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_ps(pair));
 }
@@ -157,14 +158,12 @@ INLINE void load(const char *at, int dtype, int elements, vector found[]) {
     }
     for (int e = 0; e < elements; e += 16, at += 16 * element_bytes(dtype)) {
 #ifdef __AVX512F__
-        lanes first, second;
-        if (dtype == FLOAT32) {
-            found[e / WIDTH] = *(const vector_at *)at;
-        } else if (dtype == FLOAT16) {
-            found[e / WIDTH] = (vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
-        } else {
+        if (dtype == BFLOAT16) {
+            lanes first, second;
             load16(at, dtype, &first, &second);
             found[e / WIDTH] = joined(first, second);
+        } else {
+            found[e / WIDTH] = in_order(at, dtype);
         }
 #else
         load16(at, dtype, &found[e / WIDTH], &found[e / WIDTH + 1]);
