@@ -29,7 +29,9 @@ class Beliefs:
 
     def of(self, arm: Arm, sampling: bool) -> Acceptance:
         """What was seen of `arm`; of an arm that nothing was seen of, its kin's rate is believed."""
-        seen = self._known.setdefault((arm.label, sampling), Acceptance())
+        seen = self._known.get((arm.label, sampling))
+        if seen is None:
+            seen = self._known.setdefault((arm.label, sampling), Acceptance())
         if not seen.samples and (kin := self._nearest(arm, sampling)) is not None and kin.samples:
             seen.prior, seen.weight = kin.first()[0], max(seen.weight, min(MOST, KINSHIP * kin.samples))
         return seen

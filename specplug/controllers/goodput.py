@@ -65,9 +65,8 @@ class Goodput(Controller):
         terms = Terms(self.credit, self.allowance, self.reinvest)
         self._ledger = Ledger(self._learnt, self._beliefs, self._prices, self._reading, terms)
         self._thinking = self._learnt.thinking
-        self._clock: Callable[[], float] = getattr(
-            host, "clock", perf_counter
-        )  # a simulated host's time stands still meanwhile
+        # a simulated host's time stands still while a controller thinks
+        self._clock: Callable[[], float] = getattr(host, "clock", perf_counter)
         self._rehearsal = Rehearsal(self.arms, self._learnt.rehearsing)
         self._standing: Standing | None = None
         self._news = False  # something was tried: it may change what was decided
@@ -156,7 +155,7 @@ class Goodput(Controller):
         return option
 
     def _look(self, batch: Batch, situation: Hashable) -> Option:
-        """The best option, or what to try instead. Looked at anew every few rounds, and when the batch changes."""
+        """The best option, or what to try instead."""
         self._drift, self._news, self._heard, self._ledger.plain = 0.0, False, [], self._prices.plain
         options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
         best, rival = self._best(options)
