@@ -19,12 +19,13 @@ exact arithmetic): p is kept without x, or as it is if x was all it had.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from specplug.random import draw
-from specplug.tree import DETERMINISTIC, TreeBatch, level_widths
+from specplug.tree import DETERMINISTIC, TreeBatch, TreeShape, level_widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ def _verify_greedy_chain(trees: TreeBatch, targets: Tensor) -> Verdict:
 
 def _path_to(trees: TreeBatch, leaf: Tensor) -> Tensor:
     """Nodes from the root to `leaf` [B], padded by repeating the leaf: [B, P]."""
+    if trees.shape is not None:
+        return _paths(trees.shape, leaf.device)[leaf]
     num_rows, num_nodes = trees.tokens.shape
     on_path = trees.ancestors.expand(num_rows, -1, -1)[torch.arange(num_rows, device=leaf.device), leaf]
     depths = trees.depths.expand(num_rows, -1)
@@ -101,6 +104,16 @@ def _path_to(trees: TreeBatch, leaf: Tensor) -> Tensor:
     column = torch.where(on_path, depths, path.shape[1])
     nodes = torch.arange(num_nodes, device=leaf.device).expand(num_rows, -1)
     return torch.cat([path, leaf[:, None]], dim=1).scatter(1, column, nodes)[:, :-1]
+
+
+@lru_cache(maxsize=256)
+def _paths(shape: TreeShape, device: torch.device) -> Tensor:
+    """By node of a shape that all rows share, what `_path_to` says of it: [N, P]."""
+    found: list[list[int]] = [[0]]
+    for node, parent in enumerate(shape.parents[1:], start=1):
+        found.append([*found[parent], node])
+    width = shape.depth + 1
+    return torch.tensor([path + [path[-1]] * (width - len(path)) for path in found], device=device)
 
 
 def verify_sampled(trees: TreeBatch, probs: Tensor, accept: Tensor, bonus: Tensor) -> Verdict:
