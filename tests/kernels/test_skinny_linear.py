@@ -377,10 +377,9 @@ def test_the_processor_is_told_by_what_it_can_do_and_who_made_it(
     def read(*_: object, **__: object) -> str:
         if says is None:
             raise FileNotFoundError
-        return f"vendor_id\t: {says}\n"
+        return f"vendor_id\t: {says}\nflags\t\t: avx512f{' avx512_bf16' if pairs else ''}\n"
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: pairs)
     monkeypatch.setattr(module := sys.modules[Processor.__module__], "multiplies_blocks", lambda: blocks)
     monkeypatch.setattr(module.Path, "read_text", read)
     assert module.processor.__wrapped__() is expected
