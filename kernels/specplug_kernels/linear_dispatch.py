@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 
 from specplug_kernels.measured_rows import LINEAR_ROWS
+from specplug_kernels.native.library import DTYPES
 from specplug_kernels.native.linear_library import LinearLibrary, linear_library
-from specplug_kernels.native.opening import DTYPES, why_none
 from specplug_kernels.processor import Processor, multiplies, processor
 
 LINEAR_KERNELS = ("auto", "native", "torch")
@@ -97,7 +97,7 @@ def why_not_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None
 
 def why_no_linear_library(dtype: torch.dtype) -> str | None:
     """Why there is no library for ``dtype`` here; ``None`` if there is. Builds it when first asked."""
-    return why_none(linear_library(), dtype)
+    return linear_library.why_none(dtype)
 
 
 def _why_not_dtype(dtype: torch.dtype) -> str | None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specplug_kernels.native.library import library
-from specplug_kernels.native.opening import DTYPES, why_none
+from specplug_kernels.native.attention_library import attention_library
+from specplug_kernels.native.library import DTYPES
 from specplug_kernels.tree_attention_sdpa import sdpa
 
 LARGEST_DIM = 256
@@ -40,7 +40,7 @@ def native(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor 
 
 def run(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:
     """``native`` for what is known to be served."""
-    loaded = library()
+    loaded = attention_library()
     assert not isinstance(loaded, str), loaded
     return loaded(query, key, value, prefix, bias, scale)
 
@@ -66,12 +66,12 @@ def why_not_tensors(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 def why_no_library(dtype: torch.dtype) -> str | None:
     """Why there is no library for ``dtype`` here; ``None`` if there is. Builds it when first asked."""
-    return why_none(library(), dtype)
+    return attention_library.why_none(dtype)
 
 
 def why_slow(threads: int) -> str | None:
     """Why torch may well be faster here; ``None`` if the library is as it was measured."""
-    loaded = library()
+    loaded = attention_library()
     if isinstance(loaded, str) or not loaded.vectors:
         return "it is built without AVX2, with which it was measured"
     if threads > 1 and not loaded.threads:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specplug_kernels import tree_attention, tree_attention_reference
-from specplug_kernels.native.library import library
+from specplug_kernels.native.attention_library import attention_library
 
 HIDDEN = float("-inf")
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -19,7 +19,7 @@ ABSOLUTE = 1e-5
 
 def skip_without_library(dtype: torch.dtype = torch.float32) -> None:
     """Skip, and say why, where nothing could be compiled."""
-    found = library()
+    found = attention_library()
     if isinstance(found, str):
         pytest.skip(f"compiled attention is not available: {found}")
     if dtype not in found.dtypes:

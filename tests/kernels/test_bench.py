@@ -21,7 +21,7 @@ from specplug_kernels.bench.timing import Stopwatch, measure
 from specplug_kernels.bench.trees import binary_tree
 from specplug_kernels.bench.verdict_torch import verify_greedy_torch, verify_sampled_torch
 from specplug_kernels.bench.work import Work
-from specplug_kernels.native import library
+from specplug_kernels.native.attention_library import attention_library
 
 CPU = torch.device("cpu")
 SMALL = ["--heads", "4/2/16", "--batch", "2", "--context", "10", "--nodes", "3", "--page", "4", "--vocab", "100"]
@@ -190,7 +190,7 @@ def test_a_backend_that_fails_is_listed_and_the_others_run(
 def test_compiled_attention_that_is_not_there_is_listed_with_its_reason(
     fake_machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library._known, "_found", "no compiler")
+    monkeypatch.setattr(attention_library, "_found", "no compiler")
     file = tmp_path / "bench.json"
     bench.main(["--operations", "attention", *SMALL, *QUICK, "--json", str(file)])
     cases = {case["backend"]: case for case in json.loads(file.read_text())["cases"]}

@@ -16,8 +16,9 @@ from native_tools import make_case, skip_without_library
 from specplug_kernels import available_kernels, dispatch, explain
 from specplug_kernels.native import build as building
 from specplug_kernels.native import library as loading
+from specplug_kernels.native.attention_library import AttentionLibrary, attention_library
 from specplug_kernels.native.build import BuildError, build, cache_folder, find_compiler, is_whole
-from specplug_kernels.native.library import UnusableError, library, load
+from specplug_kernels.native.library import UnusableError
 
 SHAPES = (1, 8, 2, 32), (1, 2, 300, 32)
 
@@ -34,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not looked for the library yet."""
-    monkeypatch.setattr(loading, "_known", loading._nothing_known())
+    monkeypatch.setattr(attention_library, "_found", None)
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
@@ -63,7 +64,7 @@ def test_it_is_built_once(cache: Path) -> None:
     built = path.stat().st_mtime_ns
     assert build() == path and path.stat().st_mtime_ns == built
     assert list(cache.iterdir()) == [path]
-    load(path)
+    AttentionLibrary(path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "writable", "link", "empty"])
@@ -83,7 +84,7 @@ def test_a_library_that_is_not_as_it_was_left_is_built_again(damage: str, cache:
         path.write_bytes(b"")
     assert not is_whole(path)
     assert build() == path and is_whole(path) and not path.is_symlink()
-    load(path)
+    AttentionLibrary(path)
 
 
 def test_what_it_depends_on_is_in_its_name(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -110,8 +111,8 @@ def test_another_version_of_the_compiler_is_another_library(cache: Path, monkeyp
 @pytest.mark.slow
 def test_two_processes_at_once(cache: Path) -> None:
     program = (
-        "from specplug_kernels.native import build as b; from specplug_kernels.native.library import load;"
-        "b.FLAGS = tuple(f.replace('-O3', '-O0') for f in b.FLAGS); load(b.build()); print('loaded')"
+        "from specplug_kernels.native import build as b; from specplug_kernels.native.attention_library import AttentionLibrary as L;"
+        "b.FLAGS = tuple(f.replace('-O3', '-O0') for f in b.FLAGS); L(b.build()); print('loaded')"
     )
     running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in running] == ["loaded\n"] * 2
@@ -225,7 +226,7 @@ def test_clang_is_not_linked_with_another_compilers_runtime(
     )
     (tmp_path / "clang").chmod(0o755)
     monkeypatch.setenv("CC", str(tmp_path / "clang"))
-    assert not load(build()).threads
+    assert not AttentionLibrary(build()).threads
 
 
 # ---- Loading. ----
@@ -234,7 +235,7 @@ def test_clang_is_not_linked_with_another_compilers_runtime(
 def test_what_is_no_library_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no library")
     with pytest.raises(UnusableError, match="it does not load"):
-        load(tmp_path / "text.so")
+        AttentionLibrary(tmp_path / "text.so")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_a_library_that_does_not_do_what_it_should_is_not_used(
 ) -> None:
     changed_source(monkeypatch, tmp_path, old, new)
     with pytest.raises(UnusableError, match=because):
-        load(build())
+        AttentionLibrary(build())
 
 
 @pytest.mark.usefixtures("anew")
@@ -301,7 +302,7 @@ def test_importing_builds_nothing(tmp_path: Path) -> None:
 
 def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_without_library()
-    found = library()
+    found = attention_library()
     if not found.vectors:
         pytest.skip("chosen only where the processor has AVX2")
     assert explain(*SHAPES) == "native: 8 packed rows of 32: one compiled pass over the cache"
@@ -333,7 +334,7 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only the tensors tell: those that are not served go to torch without a word."""
     skip_without_library()
-    if not library().vectors:
+    if not attention_library().vectors:
         pytest.skip("chosen only where the processor has AVX2")
     served: list[str] = []
     monkeypatch.setattr(dispatch.tree_attention_native, "run", lambda *given: served.append("native"))
@@ -347,9 +348,9 @@ def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) 
 def test_without_torchs_threads_it_is_chosen_for_one_only(
     cache: Path, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
-    monkeypatch.setattr(loading, "_known", loading._nothing_known())
+    monkeypatch.setattr(attention_library, "_found", None)
     monkeypatch.setattr(building, "torch_openmp", lambda: None)
-    if not library().vectors:
+    if not attention_library().vectors:
         pytest.skip("chosen only where the processor has AVX2")
     torch.set_num_threads(2)
     assert "would use one of 2 threads" in explain(*SHAPES)
@@ -372,11 +373,11 @@ def test_it_runs_on_torchs_own_threads() -> None:
     skip_without_library()
     if building.torch_openmp() is None:
         pytest.skip("torch came without a GNU OpenMP")
-    assert library().threads
+    assert attention_library().threads
     program = """
 import os, re, torch
 from specplug_kernels import tree_attention
-from specplug_kernels.native.library import library
+from specplug_kernels.native.attention_library import attention_library
 
 def runtimes():
     return {p for p in re.findall(r"/\\S+", open("/proc/self/maps").read()) if re.search("gomp|iomp|libomp", p)}
@@ -389,7 +390,7 @@ def threads(count):
 
 before, alone = runtimes(), len(os.listdir("/proc/self/task"))
 torch.set_num_threads(1)
-assert not isinstance(library(), str)
+assert not isinstance(attention_library(), str)
 print(threads(1) - alone, threads(3) - alone, threads(3) - alone, runtimes() == before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from specplug_kernels import explain_linear, serves_weight, skinny_linear, skinny_rows, try_linear
 from specplug_kernels.native import build as building
-from specplug_kernels.native import linear_library as loading
 from specplug_kernels.native.build import build, find_compiler
-from specplug_kernels.native.linear_library import linear_library, load
-from specplug_kernels.native.opening import UnusableError
+from specplug_kernels.native.library import UnusableError
+from specplug_kernels.native.linear_library import LinearLibrary, linear_library
 from specplug_kernels.processor import Processor
 
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -156,7 +155,8 @@ def test_nothing_behind_an_argument_is_touched() -> None:
     skip_without_library()
     program = """
 import ctypes, mmap, torch
-from specplug_kernels.native.linear_library import CALL, DTYPES, linear_library
+from specplug_kernels.native.library import DTYPES
+from specplug_kernels.native.linear_library import linear_library
 
 libc, page, kept = ctypes.CDLL(None), mmap.PAGESIZE, []
 
@@ -175,7 +175,8 @@ for dtype in linear_library().dtypes:
         x, weight, bias = (torch.randn(*s).to(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
         out = torch.zeros(rows, outputs, dtype=dtype)
         call = [guarded(tensor) for tensor in (x, weight, bias, out)]
-        assert linear_library().multiply(CALL.pack(*call, rows, outputs, inputs, DTYPES[dtype], 1)) == 0
+        packed = linear_library().call.pack(*call, rows, outputs, inputs, DTYPES[dtype], 1)
+        assert linear_library().function(packed) == 0
 print("untouched")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -293,7 +294,7 @@ def test_without_torchs_threads_it_is_chosen_for_one_only(
 ) -> None:
     skip_unless_chosen()
     _quick_build(monkeypatch, tmp_path)
-    monkeypatch.setattr(loading, "_known", loading._nothing_known())
+    monkeypatch.setattr(linear_library, "_found", None)
     monkeypatch.setattr(building, "torch_openmp", lambda: None)
     torch.set_num_threads(2)
     assert "would use one of 2 threads" in explain_linear(4, 256, 704)
@@ -312,7 +313,7 @@ def _quick_build(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 @pytest.mark.parametrize("switch", ["off", "no compiler"])
 def test_without_a_library_torch_serves(switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_known", loading._nothing_known())
+    monkeypatch.setattr(linear_library, "_found", None)
     monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     if switch == "off":
@@ -356,7 +357,7 @@ def test_a_library_that_is_wrong_is_not_used(
     (tmp_path / "linear.c").write_text(text.replace(old, new))
     monkeypatch.setattr(building, "SOURCES", tmp_path)
     with pytest.raises(UnusableError, match=because):
-        load(build("linear"))
+        LinearLibrary(build("linear"))
 
 
 @pytest.mark.parametrize(

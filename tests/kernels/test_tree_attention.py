@@ -19,7 +19,7 @@ from specplug_kernels import (
     tree_attention_reference,
     tree_attention_torch,
 )
-from specplug_kernels.native import library
+from specplug_kernels.native.attention_library import attention_library
 
 KERNELS = tuple(name for name in available_kernels() if name != "native")
 ERROR = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
@@ -88,7 +88,7 @@ def _seed() -> None:
 @pytest.fixture(autouse=True)
 def _torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` chooses as where nothing can be compiled."""
-    monkeypatch.setattr(library._known, "_found", "turned off for this test")
+    monkeypatch.setattr(attention_library, "_found", "turned off for this test")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

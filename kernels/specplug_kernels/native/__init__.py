@@ -1,5 +1,5 @@
-"""Tree attention in C: built on the user's machine when it is first wanted, and loaded if it proves right.
+"""Kernels in C: built on the user's machine when they are first wanted, and loaded if they prove right.
 
-:mod:`~specplug_kernels.native.build` compiles and keeps the library, :mod:`~specplug_kernels.native.library` loads, tries and
-calls it; the backend is :mod:`specplug_kernels.tree_attention_native`.
+:mod:`~specplug_kernels.native.build` compiles and keeps them, :mod:`~specplug_kernels.native.library` says what every one is; how each is
+called and tried stands in a file of its own, ``<kernel>_library.py``.
 """

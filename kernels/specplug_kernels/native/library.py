@@ -1,124 +1,124 @@
-"""The compiled library: loaded once a process, tried against the definition, and called."""
+"""What all compiled libraries are: loaded once a process, asked what they can do, tried against their definition; or a reason why not."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from specplug_kernels.native.opening import DTYPES, TRIAL_ERRORS, Known, UnusableError, numbers, opened
-from specplug_kernels.reference import tree_attention_reference
+from specplug_kernels.native.build import BuildError, build
 
-CALL = struct.Struct("@5P 8q 3q 3q 3q 3q 2q d")
-"""``struct call`` of ``tree_attention.c``."""
+SWITCH = "SPECPLUG_NATIVE"
+"""The environment variable that turns compiled libraries off with ``0``."""
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""As ``lanes.h`` numbers them."""
+TRIAL_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""What a trial may be off by, of outputs up to about one: the rounding of the outputs, twice over."""
 
-TRIED = ((2, 7), (1, 13), (1, 11), (2, 9), (1, 25))
-"""Groups and nodes whose packed rows go in tiles of 8, 4, 2 and 1, and of 16 where there are such: whole ones and padded ones."""
+L = TypeVar("L", bound="Library")
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
-    """``dtypes``: those served. ``threads``: whether it runs on torch's threads, or else on the caller's alone.
-    ``vectors``: whether it was built with the vector instructions that it is fast with.
+class UnusableError(RuntimeError):
+    """Why a library that was built is not used, in one line."""
+
+
+class Library(ABC):
+    """The library of ``source``.c, whose function ``specplug_<source>`` takes the bytes of its ``struct call``, as ``call`` packs them.
+
+    ``dtypes``: those served. ``threads``: whether it runs on torch's threads, or else on the caller's alone. ``vectors``: whether it
+    was built with the vector instructions that it is fast with.
     """
 
-    attend: Callable[[bytes], int]
+    source: ClassVar[str]
+    call: ClassVar[struct.Struct]
+
+    function: Callable[[bytes], int]
     dtypes: frozenset[torch.dtype]
     threads: bool
     vectors: bool
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float
-    ) -> Tensor:
-        """As ``dispatch.tree_attention``, of tensors that this library serves: nothing is looked at again here."""
-        if query.stride(3) != 1:
-            query = query.contiguous()
-        batch, heads, nodes, dim = query.shape
-        kv_heads, columns, value_dim = key.shape[1], key.shape[2], value.shape[3]
-        out = query.new_empty(batch, nodes, heads, value_dim)
-        status = self.attend(
-            CALL.pack(
-                query.data_ptr(),
-                key.data_ptr(),
-                value.data_ptr(),
-                0 if bias is None else bias.data_ptr(),
-                out.data_ptr(),
-                batch,
-                kv_heads,
-                heads // kv_heads,
-                nodes,
-                columns,
-                prefix,
-                dim,
-                value_dim,
-                *query.stride()[:3],
-                *key.stride()[:3],
-                *value.stride()[:3],
-                *_bias_strides(bias),
-                DTYPES[query.dtype],
-                torch.get_num_threads() if self.threads else 1,
-                scale,
-            )
-        )
-        if status:
-            raise MemoryError(f"no memory for attention of {heads * nodes} queries")
-        return out
+    def __init__(self, path: Path) -> None:
+        """Load the library and try it.
+
+        Raises:
+            UnusableError: it does not load, is another version's, or computes something else than the definition.
+        """
+        try:
+            functions = ctypes.CDLL(str(path))
+            self.function = functions[f"specplug_{self.source}"]
+            size, float16 = functions.specplug_call_bytes(), functions.specplug_has_float16()
+            self.threads, self.vectors = bool(functions.specplug_has_threads()), bool(functions.specplug_has_vectors())
+        except (OSError, AttributeError) as error:
+            raise UnusableError(f"it does not load: {error}") from error
+        if size != self.call.size:
+            raise UnusableError(f"its arguments take {size} bytes, not {self.call.size}")
+        self.function.argtypes = [ctypes.c_char_p]  # type: ignore[attr-defined]
+        self.dtypes = frozenset(dtype for dtype in DTYPES if dtype != torch.float16 or float16)
+        self._try()
+
+    def present_threads(self) -> int:
+        """How many it may use for a call now."""
+        return torch.get_num_threads() if self.threads else 1
+
+    @abstractmethod
+    def trials(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """What it computes in ``dtype``, and what the definition says in fp32, for the kinds of sizes that it treats apart."""
+
+    def _try(self) -> None:
+        with torch.no_grad():
+            for dtype in sorted(self.dtypes, key=DTYPES.__getitem__):
+                for ours, wanted in self.trials(dtype):
+                    if not torch.allclose(ours.float(), wanted, rtol=0.0, atol=TRIAL_ERRORS[dtype]):
+                        worst = (ours.float() - wanted).abs().max().item()
+                        raise UnusableError(f"in {dtype} it is off by {worst:.2g} from the definition")
 
 
-def library() -> Library | str:
-    """The library, built and loaded by the first call of the process; or why there is none."""
-    return _known()
+class Known(Generic[L]):
+    """What this process found when it first looked for a library of ``kind``."""
+
+    def __init__(self, kind: type[L]) -> None:
+        self._kind = kind
+        self._lock = threading.Lock()
+        self._found: L | str | None = None
+
+    def __call__(self) -> L | str:
+        """The library, built and loaded by the first call; or why there is none."""
+        if self._found is None:
+            with self._lock:
+                if self._found is None:
+                    self._found = self._look()
+        return self._found
+
+    def why_none(self, dtype: torch.dtype) -> str | None:
+        """Why there is no library for ``dtype`` here; ``None`` if there is. Builds it when first asked."""
+        found = self()
+        if isinstance(found, str):
+            return f"it is not available: {found}"
+        return None if dtype in found.dtypes else f"the processor does not convert {dtype}"
+
+    def _look(self) -> L | str:
+        if os.environ.get(SWITCH) == "0":
+            return f"{SWITCH}=0 turns it off"
+        try:
+            return self._kind(build(self._kind.source))
+        except (BuildError, UnusableError) as error:
+            what = self._kind.source.replace("_", " ")
+            logger.info("compiled %s is not available, torch serves: %s", what, error)
+            return str(error)
 
 
-def load(path: Path) -> Library:
-    """Load a library and try it.
-
-    Raises:
-        UnusableError: it does not load, is another version's, or computes something else than the definition.
-    """
-    found = opened(path, "specplug_tree_attention", CALL.size)
-    loaded = Library(found.function, found.dtypes, found.threads, found.vectors)
-    for dtype in sorted(loaded.dtypes, key=DTYPES.__getitem__):
-        _try(loaded, dtype)
-    return loaded
-
-
-def _try(loaded: Library, dtype: torch.dtype) -> None:
-    """Compare with the definition: tiles of every size, padded ones too, blocks that threads share, a hidden half, a blind query."""
-    columns, tail = 700, 40
-    with torch.no_grad():
-        for groups, nodes in TRIED:
-            query = numbers(2, 2 * groups, nodes, 24).to(dtype)
-            key, value = numbers(2, 2, columns, 24).to(dtype), numbers(2, 2, columns, 40).to(dtype)
-            for prefix in (columns - tail, 0):
-                hidden = numbers(2, 1, nodes, columns - prefix) > 0
-                hidden[0, 0, 1] = True
-                bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-                given = query, key, value
-                ours = loaded(*given, prefix, bias, 0.5).float()
-                wanted = tree_attention_reference(*given, prefix=prefix, bias=bias, scale=0.5).float()
-                if not torch.allclose(ours, wanted, rtol=0.0, atol=TRIAL_ERRORS[dtype]):
-                    worst = (ours - wanted).abs().max().item()
-                    raise UnusableError(f"in {dtype} it is off by {worst:.2g} from the definition")
-
-
-def _bias_strides(bias: Tensor | None) -> tuple[int, int, int]:
-    """Of batch, node and column; a bias of one row serves the whole batch."""
-    if bias is None:
-        return 0, 0, 0
-    batch, _, node, column = bias.stride()
-    return (batch if bias.shape[0] > 1 else 0), node, column
-
-
-def _nothing_known() -> Known[Library]:
-    return Known("tree_attention", load, logger)
-
-
-_known = _nothing_known()
+def numbers(*shape: int) -> Tensor:
+    """The same numbers between -2 and 2 every time, without touching torch's generators."""
+    count = torch.Size(shape).numel()
+    return torch.arange(count, dtype=torch.float64).mul_(12.9898).sin_().mul_(2.0).float().view(shape)

@@ -30,7 +30,7 @@
 /* Rows of a tile that go together, so that what is read of the cache is converted for all of them at once. */
 INLINE int rows_together(int rows) { return smaller(rows, SUMS / 2); }
 
-/* What Python gives, in this order (`library.py`); strides count elements. */
+/* What Python gives, in this order (`attention_library.py`); strides count elements. */
 struct call {
     const char *query, *key, *value, *bias; /* bias may be NULL */
     char *out;                              /* [B, n, Hq, Dv], contiguous */
