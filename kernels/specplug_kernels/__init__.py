@@ -12,6 +12,7 @@ For everything else in a forward of a few nodes on a CPU:
 
 - :func:`skinny_linear`: a linear layer of a few rows; :func:`explain_linear` says what ``"auto"`` chooses, and :func:`try_linear`
   is for those who ask in every layer.
+- :func:`rms_norm`: a root-mean-square norm of a few rows, :func:`try_rms_norm` likewise; :func:`rms_norm_reference` is its definition.
 
 On a paged cache:
 
@@ -32,10 +33,11 @@ from typing import Any
 from specplug_kernels.dispatch import available_kernels, explain, tree_attention
 from specplug_kernels.kv_move_torch import commit_kv, commit_paged_kv, lines_of, write_kv
 from specplug_kernels.linear_dispatch import explain_linear, serves_weight, skinny_linear, skinny_rows, try_linear
+from specplug_kernels.norm_dispatch import norm_numbers, rms_norm, serves_norms, try_rms_norm
 from specplug_kernels.paged_choice import PAGED_KERNELS
 from specplug_kernels.paged_dispatch import explain_paged, paged_tree_attention, plan_paged_attention
 from specplug_kernels.paging import PagedAttention, PagedRows, PagedShape, ScoreRule, ancestor_bitmap, paged_rows
-from specplug_kernels.reference import tree_attention_reference
+from specplug_kernels.reference import rms_norm_reference, tree_attention_reference
 
 __all__ = [
     "PAGED_KERNELS",
@@ -51,15 +53,20 @@ __all__ = [
     "explain_linear",
     "explain_paged",
     "lines_of",
+    "norm_numbers",
     "paged_rows",
     "paged_tree_attention",
     "plan_paged_attention",
+    "rms_norm",
+    "rms_norm_reference",
+    "serves_norms",
     "serves_weight",
     "skinny_linear",
     "skinny_rows",
     "tree_attention",
     "tree_attention_reference",
     "try_linear",
+    "try_rms_norm",
     "write_kv",
 ]
 

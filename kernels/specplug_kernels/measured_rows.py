@@ -39,3 +39,8 @@ to 1.0 for 1, 0.15 to 0.5 from 4 to 128.
 
 ``AMD`` (Zen 5, two threads), 256 x 256 to 4096 x 4096: fp32 0.2 to 0.8 for 2, 0.3 to 0.5 for 8 but 0.67 of the smallest, 0.5 to 0.65 from 24 to
 128. bf16: 0.45 to 0.75 for 2, 0.6 to 1.0 for 8, 0.7 to 1.3 for 12, more from 16 on. fp16: 0.35 to 0.75 for 2, 0.15 to 0.3 from 8 to 128."""
+
+NORM_NUMBERS = {torch.float32: 2**20, torch.bfloat16: 2**15, torch.float16: 2**17}
+"""Numbers of all rows of a norm; measured on an Ice Lake only, widths of 64 to 8192, two threads, of torch's time: 0.2 to 0.3 for 1 row, fp32 0.2 to
+0.3 for 8 and 0.25 to 0.6 for 32 to 512; bf16 0.2 to 0.75 for up to 32768 numbers, 1.1 to 1.6 from there on; fp16 0.2 to 0.7 for up to
+131072, 0.9 to 1.2 for twice as many."""

@@ -1,4 +1,4 @@
-"""Tree attention in plain words: the definition that every backend is tested against."""
+"""Tree attention and norms in plain words: the definitions that every backend is tested against."""
 
 from __future__ import annotations
 
@@ -34,3 +34,20 @@ def tree_attention_reference(
     blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
     weights = scores.softmax(dim=-1).masked_fill(blind, 0.0)
     return (weights @ values).to(query.dtype).transpose(1, 2).contiguous()
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Division by the root mean square, then a weight, as Llama and its relatives have it.
+
+    Args:
+        x: ``[..., D]``.
+        weight: ``[D]``, of the dtype of ``x``.
+        epsilon: added to the mean of squares.
+
+    Returns:
+        ``[..., D]`` in the dtype of ``x``, to which what was divided is rounded before it is multiplied. The arithmetic is fp64 for
+        fp64 and fp32 for everything else. Nothing is modified.
+    """
+    precise = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    divided = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + epsilon)
+    return weight * divided.to(x.dtype)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import specplug
-from specplug_hf import linears as ours
 from specplug_hf.bypass import Bypass
+from specplug_hf.compiled import linears as ours
+from specplug_hf.compiled.linears import Linears
 from specplug_hf.demo import load_pair
 from specplug_hf.demo import prompt as text
-from specplug_hf.linears import Linears
 from specplug_kernels import explain_linear, skinny_rows
 from specplug_kernels.processor import Processor
 

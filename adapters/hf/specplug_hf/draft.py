@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from specplug import OptionError, UnsupportedError
 from specplug_hf.attention import AttentionSwap
-from specplug_hf.linears import KERNELS as COMPILED
+from specplug_hf.compiled import KERNELS as COMPILED
 from specplug_hf.nodes import NodeForward
 from specplug_hf.paged.store import PagedStore
 from specplug_hf.paged.support import AUTO, plan_of

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from specplug_hf.attention import AttentionSwap
-from specplug_hf.linears import Linears
+from specplug_hf.compiled import CompiledForward
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore, LayerKV
 
@@ -48,15 +48,15 @@ class NodeForward:
     """Runs tree nodes through `model`. The model is left as it was found, also after an exception.
 
     `swap` None: the model does not take a registered attention; it gets a 4-D additive mask of the whole width.
-    `storage`: makes the stores that it runs over, of a prompt's layers and a capacity. `compiled`: linear layers may go through
-    the compiled kernel for a few rows, while it is held.
+    `storage`: makes the stores that it runs over, of a prompt's layers and a capacity. `compiled`: linear layers and
+    norms of a few rows may go through compiled kernels, while it is held.
     """
 
     def __init__(
         self, model: PreTrainedModel, swap: AttentionSwap | None, storage: Storage = KVStore, compiled: bool = False
     ) -> None:
         self.model, self.swap, self.storage, self.compiled = model, swap, storage, compiled
-        self._linears: Linears | None = None
+        self._compiled: CompiledForward | None = None
         self.forwards = 0
         self._tells_windows = False  # whether a layer has told its attention of a sliding window
         self._limit: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -72,17 +72,17 @@ class NodeForward:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep our attention's name in the model's configuration, and our linear layers in it, for all forwards within."""
-        linears = Linears(self.model) if self.compiled else None
+        """Keep our attention's name in the model's configuration, and compiled layers in it, for all forwards within."""
+        compiled = CompiledForward(self.model) if self.compiled else None
         with (
             nullcontext() if self.swap is None else self.swap.held(),
-            nullcontext() if linears is None else linears.held(),
+            nullcontext() if compiled is None else compiled.held(),
         ):
-            before, self._linears = self._linears, linears
+            before, self._compiled = self._compiled, compiled
             try:
                 yield
             finally:
-                self._linears = before
+                self._compiled = before
 
     def __call__(self, store: KVStore, step: Step, tokens: Tensor, positions: Tensor, **extra: Any) -> Any:
         """Forward `tokens` [B, n] at `positions` [B, n] (or [k, B, n]); their KV goes where `step` says."""
@@ -94,14 +94,14 @@ class NodeForward:
         inputs = dict(
             input_ids=tokens, position_ids=positions, past_key_values=NodeCache(store, step), **self._fixed, **extra
         )
-        linears = self._linears
-        if linears is None or not linears.serve(tokens.numel()):
+        serving = None if self._compiled is None else self._compiled.serving(tokens.numel())
+        if serving is None:
             return self._run(step, inputs)
-        linears.begin()
+        serving.begin()
         try:
             return self._run(step, inputs)
         finally:
-            linears.end()
+            serving.end()
 
     def _run(self, step: Step, inputs: dict[str, Any]) -> Any:
         if self.swap is None:

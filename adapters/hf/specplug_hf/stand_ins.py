@@ -71,6 +71,12 @@ class StandIns:
         self._modules = tuple(modules)
         self._answers: Answers = {id(module): answer for module, answer in zip(modules, answers, strict=True)}
 
+    @classmethod
+    def joined(cls, several: Sequence[StandIns]) -> StandIns:
+        """What all of `several` answer for, which have no module in common."""
+        modules = [module for one in several for module in one._modules]
+        return StandIns(modules, [answer for one in several for answer in one._answers.values()])
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep our forwards in the modules, for contexts of `answering` within."""

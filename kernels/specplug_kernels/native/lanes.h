@@ -69,11 +69,11 @@ typedef uint32_t vector_bits_at __attribute__((vector_size(64), aligned(2), may_
 INLINE vector joined(lanes first, lanes second) {
     return (vector)_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512((__m256)first)), _mm256_castps_pd((__m256)second), 1);
 }
-INLINE lanes folded(vector x) { /* the sum of both halves */
-    return (lanes)_mm512_castps512_ps256((__m512)x) +
-           (lanes)_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)x), 1));
-}
 INLINE lanes first_lanes(vector x) { return (lanes)_mm512_castps512_ps256((__m512)x); }
+INLINE lanes last_lanes(vector x) { return (lanes)_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)x), 1)); }
+INLINE lanes folded(vector x) { /* the sum of both halves */
+    return first_lanes(x) + last_lanes(x);
+}
 INLINE vector extended(lanes x) { return joined(x, (lanes){0}); }
 INLINE vector all_wide(float x) { return (vector)_mm512_set1_ps(x); }
 INLINE vector larger_wide(vector a, vector b) { return (vector)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -208,6 +208,19 @@ INLINE void store16(char *at, int dtype, lanes first, lanes second) {
     } else {
         store8(at, dtype, first), store8(at + LANES * element_bytes(dtype), dtype, second);
     }
+}
+
+/* As `in_order` reads. */
+INLINE void put_in_order(char *at, int dtype, vector x) {
+#ifdef __AVX512F__
+    if (dtype == FLOAT32) {
+        *(vector_at *)at = x;
+    } else {
+        store8(at, dtype, first_lanes(x)), store8(at + LANES * element_bytes(dtype), dtype, last_lanes(x));
+    }
+#else
+    store8(at, dtype, x);
+#endif
 }
 
 INLINE float load_one(const char *at, int64_t dtype) {
