@@ -57,8 +57,10 @@ class Offers:
     def _situation(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Hashable:
         """While this stays, so does what was computed: trees are many, and those of a drafter that is not used change little."""
         samples, rows, room = self._beliefs.of(arm, batch.sampling).samples, batch.rows, min(batch.room, 16)
-        seconds = [round(32 * math.log(part + 1e-9)) for part in (self._prices.plain, reading)]
-        return rows, room, batch.context // 64, *seconds, samples, round(16 * doubt)
+        plain = self._prices.plain
+        price = round(32 * math.log(plain + 1e-9))
+        read = round(64 * reading / plain / batch.room)  # what it adds to a token's price, of that of a plain one
+        return rows, room, batch.context // 64, price, read, samples, round(16 * doubt)
 
     def _made(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Option:
         plain, seen = self._prices.plain, self._beliefs.of(arm, batch.sampling)

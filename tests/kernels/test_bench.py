@@ -12,7 +12,7 @@ import torch
 from specplug.random import VERIFY_STREAM, uniforms
 from specplug.tree import TreeShape, fill_shape
 from specplug.verify import verify_greedy, verify_sampled
-from specplug_kernels import bench, explain
+from specplug_kernels import bench, explain, serves_norms
 from specplug_kernels.bench import attention_cases, command
 from specplug_kernels.bench.machine import Machine, measured_machine
 from specplug_kernels.bench.operations import OPERATIONS
@@ -22,6 +22,7 @@ from specplug_kernels.bench.trees import binary_tree
 from specplug_kernels.bench.verdict_torch import verify_greedy_torch, verify_sampled_torch
 from specplug_kernels.bench.work import Work
 from specplug_kernels.native.attention_library import attention_library
+from specplug_kernels.native.linear_library import linear_library
 
 CPU = torch.device("cpu")
 SMALL = ["--heads", "4/2/16", "--batch", "2", "--context", "10", "--nodes", "3", "--page", "4", "--vocab", "100"]
@@ -48,6 +49,8 @@ def test_work_is_what_a_hand_counts() -> None:
     expected = {
         "attention": Work((cache + nodes + 2 * 3 * (8 + 3)) * 4, products),
         "paged-attention": Work((cache + nodes) * 4 + 2 * 4 * 4 + 3 * 4 + 2 * 4 * 3 * 4, products),
+        "linear": Work((64 * 64 + 6 * (64 + 64)) * 4, 2 * 6 * 64 * 64),
+        "norm": Work((6 + 6 + 1) * 64 * 4, 4 * 6 * 64),
         "verify-greedy": Work(2 * (3 + 3 + path + 1 + 1) * 8 + 3 * (8 + 8 + 4), 0),
         "verify-sampled-accepted": Work(2 * 100 * 4, 2 * 100),
         "verify-sampled-refused": Work(2 * 100 * 4 * 2, 2 * 100 * 11),
@@ -195,6 +198,19 @@ def test_compiled_attention_that_is_not_there_is_listed_with_its_reason(
     bench.main(["--operations", "attention", *SMALL, *QUICK, "--json", str(file)])
     cases = {case["backend"]: case for case in json.loads(file.read_text())["cases"]}
     assert cases["native"]["reason"] == "it is not available: no compiler" and cases["native"]["timing"] is None
+
+
+def test_layers_have_the_backend_that_auto_picks(fake_machine: Machine, tmp_path: Path) -> None:
+    """Six rows of 64, and as many as the compiled product is not faster for."""
+    file = tmp_path / "bench.json"
+    sizes = ["--heads", "4/2/16", "--batch", "2", "3000", "--context", "10", "--nodes", "3"]
+    bench.main(["--operations", "linear", "norm", *sizes, *QUICK, "--json", str(file)])
+    cases = json.loads(file.read_text())["cases"]
+    picked = {(c["operation"], c["shape"]): c["backend"] for c in cases if c["chosen"]}
+    if isinstance(linear_library(), str) or not serves_norms(torch.float32):
+        pytest.skip("no compiled layers are chosen here")
+    assert picked["linear", "rows6 D64 fp32"] == picked["norm", "rows6 D64 fp32"] == "native"
+    assert picked["linear", "rows9000 D64 fp32"] == "torch"
 
 
 def test_only_the_backends_that_were_asked_for(fake_machine: Machine, tmp_path: Path) -> None:

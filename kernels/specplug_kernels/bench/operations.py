@@ -9,6 +9,7 @@ import torch
 
 from specplug_kernels.bench.attention_cases import attention_case, paged_attention_case
 from specplug_kernels.bench.case import Case
+from specplug_kernels.bench.layer_cases import linear_case, norm_case
 from specplug_kernels.bench.move_cases import ROOM, commit_case, paged_commit_case, write_case
 from specplug_kernels.bench.shapes import Shape
 from specplug_kernels.bench.verify_cases import accepting_case, greedy_case, refusing_case
@@ -58,9 +59,19 @@ def _layers(shape: Shape) -> Hashable:
     return _layer(shape), shape.model.layers
 
 
+def _rows(shape: Shape) -> Hashable:
+    return shape.batch * shape.nodes, shape.width, shape.dtype
+
+
+def _weight_bytes(shape: Shape) -> int:
+    return shape.width**2 * shape.dtype.itemsize
+
+
 OPERATIONS = {
     "attention": Operation(attention_case, _whole, _cache_bytes),
     "paged-attention": Operation(paged_attention_case, _whole, _cache_bytes),
+    "linear": Operation(linear_case, _rows, _weight_bytes),
+    "norm": Operation(norm_case, _rows, lambda shape: 0),
     "verify-greedy": Operation(greedy_case, _tree, lambda shape: 0),
     "verify-sampled-accepted": Operation(accepting_case, _laws, _law_bytes),
     "verify-sampled-refused": Operation(refusing_case, _laws, _law_bytes),

@@ -37,6 +37,11 @@ class Shape:
         return self.context + self.nodes
 
     @property
+    def width(self) -> int:
+        """Of the hidden states: of all query heads together."""
+        return self.model.heads * self.model.head_dim
+
+    @property
     def groups(self) -> int:
         return self.model.heads // self.model.kv_heads
 

@@ -56,6 +56,16 @@ def _attention_operations(shape: Shape, visible_in_tree: int) -> int:
     return 4 * shape.model.head_dim * pairs
 
 
+def linear_work(rows: int, inputs: int, outputs: int, size: int) -> Work:
+    """``rows`` times a weight of ``outputs`` by ``inputs`` numbers of ``size`` bytes: the weight and the rows read, the outputs written."""
+    return Work((inputs * outputs + rows * (inputs + outputs)) * size, 2 * rows * inputs * outputs)
+
+
+def norm_work(rows: int, width: int, size: int) -> Work:
+    """A norm of ``rows``: rows and weight read, as many rows written. Four operations a number: its square, their sum, two products."""
+    return Work((2 * rows + 1) * width * size, 4 * rows * width)
+
+
 def greedy_work(batch: int, nodes: int, path: int) -> Work:
     """Greedy verification: every node's token and the target's choice read, the path, its length and the bonus written.
 
