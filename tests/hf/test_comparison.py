@@ -182,6 +182,7 @@ def test_who_cannot_take_part_is_told_why(models: Models, tmp_path: Path, monkey
         Entry("unheard_of", ("unheard_of",)),
         Entry("model", ("model",), takes_draft=True),
         Entry("untrained", ("prompt_lookup:ngram={heads}",)),
+        Entry("unsearched", ("prompt_lookup:ngram={layers}",)),
         Entry("misspelt", ("prompt_lookup:gram=2",)),
         Entry("none", ("none",)),
     )
@@ -192,7 +193,8 @@ def test_who_cannot_take_part_is_told_why(models: Models, tmp_path: Path, monkey
     why = {one.name: one.why for one in absent}
     assert "Unknown drafter 'unheard_of'" in why["unheard_of"]
     assert "--draft" in why["model"]
-    assert "specplug train" in why["untrained"]
+    assert "specplug train mlp-speculator" in why["untrained"]
+    assert "specplug train layer-skip" in why["unsearched"]
     assert "'gram'" in why["misspelt"]
 
 

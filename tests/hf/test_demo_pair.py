@@ -16,7 +16,7 @@ from specplug_hf.demo import corpus, load_pair, prompt, prompt_text, train
 from specplug_hf.demo.agreement import agreement, held_out_loss
 from specplug_hf.demo.corpus import is_held_out
 from specplug_hf.demo.muon import orthogonalise
-from specplug_hf.demo.pair import DRAFT_FOLDER, FOLDER, HEADS_FOLDER, TARGET_FOLDER
+from specplug_hf.demo.pair import DRAFT_FOLDER, FOLDER, HEADS_FOLDER, LAYERS_FILE, TARGET_FOLDER
 from specplug_hf.demo.prompts import count, sources
 from specplug_hf.demo.resize import deepen, mean, narrow
 from specplug_hf.demo.shapes import Shape
@@ -63,6 +63,21 @@ def test_the_heads_know_the_target(pair: Pair) -> None:
         assert torch.equal(target.generate(ids, assistant=spec, **call), target.generate(ids, **call))
         rounds, tokens = rounds + spec.stats.rounds, tokens + 48
     assert tokens / rounds > HEADS_FLOOR
+
+
+def test_the_layers_that_were_found_are_better_left_out_than_others(pair: Pair) -> None:
+    target, _, _ = pair
+    tokens = {}
+    for drafter in ("layer_skip", f"layer_skip:layers={LAYERS_FILE}"):
+        spec, rounds = Speculator(drafter=drafter, tree="chain:length=3", controller="fixed"), 0
+        for number in (0, 5, 9):
+            ids = prompt(128, number)
+            call = dict(attention_mask=torch.ones_like(ids), max_new_tokens=48, eos_token_id=None)
+            assert torch.equal(target.generate(ids, assistant=spec, **call), target.generate(ids, **call))
+            rounds += spec.stats.rounds
+        tokens[drafter] = 3 * 48 / rounds
+    evenly, found = tokens.values()
+    assert found > evenly
 
 
 def test_shapes(pair: Pair) -> None:

@@ -15,7 +15,7 @@ from specplug.trees import TreeBuilder
 from specplug.trees.base import DEFAULT_ACCEPTANCE
 from specplug_hf.commands.models import Models
 from specplug_hf.commands.setups import OURS, Contender, Option
-from specplug_hf.demo.pair import HEADS_FOLDER
+from specplug_hf.demo.pair import HEADS_FOLDER, LAYERS_FILE
 
 CORPUS_CHARACTERS = 1_000_000  # of the user's files that a retrieval index is made of
 FILE_CHARACTERS = 40_000  # of the files of a corpus, each
@@ -23,7 +23,7 @@ FILE_CHARACTERS = 40_000  # of the files of a corpus, each
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A drafter to compare. `{corpus}` and `{heads}` in a specification are files (`Resources`).
+    """A drafter to compare. `{corpus}`, `{heads}` and `{layers}` in a specification are files (`Resources`).
 
     It has the trees to choose from that suit it (`Drafter.shapes`), with each of `specifications` and `policies`.
     `learns`: from one call to the next, so it is made anew for every call: it would know the text from its last turn.
@@ -48,7 +48,8 @@ ENTRIES = (
         ("lookahead:window=3,ngram=3,guesses=2", "lookahead:window=4,ngram=4,guesses=3", "lookahead"),
     ),
     Entry("self (streaming)", ("self",), WINDOWS),
-    Entry("layer_skip", ("layer_skip",)),
+    Entry("layer_skip (spread)", ("layer_skip",)),
+    Entry("layer_skip (searched)", ("layer_skip:layers={layers}",)),
     Entry("model", ("model",), takes_draft=True),
     Entry("mlp_speculator", ("mlp_speculator:path={heads}",)),
     Entry("merged", ("merged:parts=suffix+prompt_lookup",), learns=True),
@@ -71,7 +72,7 @@ class Resources(Mapping[str, str]):
 
     def __init__(self, builtin: bool, folder: Path) -> None:
         self._builtin, self._folder = builtin, folder
-        self._known = {"corpus": self._corpus, "heads": self._heads}
+        self._known = {"corpus": self._corpus, "heads": self._heads, "layers": self._layers}
 
     def __getitem__(self, name: str) -> str:
         return str(self._known[name]())
@@ -87,6 +88,12 @@ class Resources(Mapping[str, str]):
         if not self._builtin:
             raise OptionError("none that was trained for this target ships; see `specplug train mlp-speculator`.")
         return HEADS_FOLDER
+
+    def _layers(self) -> Path:
+        """Those that a search found for the built-in target."""
+        if not self._builtin:
+            raise OptionError("no search for this target ships; see `specplug train layer-skip`.")
+        return LAYERS_FILE
 
     def _corpus(self) -> Path:
         """Modules of the standard library that are not held out, as one would point to a project's own sources."""

@@ -11,6 +11,9 @@ FOLDER = Path(__file__).parent
 TARGET_FOLDER = FOLDER / "target"
 DRAFT_FOLDER = FOLDER / "draft"
 HEADS_FOLDER = FOLDER / "mlp_speculator"  # for the target: Speculator(drafter=f"mlp_speculator:path={HEADS_FOLDER}")
+LAYERS_FILE = (
+    FOLDER / "layer_skip.json"
+)  # of the target, found by search: Speculator(drafter=f"layer_skip:layers={LAYERS_FILE}")
 
 
 def load_model(
