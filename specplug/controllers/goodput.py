@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from specplug.controllers.base import Arm, Controller, Plan, Prediction
+from specplug.controllers.agenda import Agenda, Due
+from specplug.controllers.base import Controller, Plan, Prediction
 from specplug.controllers.beliefs import Beliefs
 from specplug.controllers.ledger import Entry, Ledger, Terms
 from specplug.controllers.memory import Memory
@@ -32,7 +33,6 @@ from specplug.round import Round
 from specplug.tree import ROOT_ONLY
 
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
-SURPRISE = 1.5  # tokens a row that rounds may yield less than was expected before the decision is looked at again
 
 
 @dataclass
@@ -69,9 +69,7 @@ class Goodput(Controller):
         self._clock: Callable[[], float] = getattr(host, "clock", perf_counter)
         self._rehearsal = Rehearsal(self.arms, self._learnt.rehearsing)
         self._standing: Standing | None = None
-        self._news = False  # something was tried: it may change what was decided
-        self._heard: list[Arm] = []  # what was rehearsed since the last decision
-        self._drift = 0.0  # tokens a row that came since the last decision over those that were expected
+        self._agenda = Agenda(self._learnt, self._beliefs)
         self._finished = 0  # rounds of this generation
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
         self._trials = Trials(
@@ -89,11 +87,12 @@ class Goodput(Controller):
         situation = situation_of(batch)
         self._rehearsal.plan(batch)
         standing = self._standing
-        if standing is not None and self._holds(standing, batch, situation):
+        due = self._agenda.due(standing, batch, situation, self._key(batch))
+        if standing is not None and due is Due.NOTHING:
             return self._begun(standing.planned(batch), standing.option, batch)
         self._ledger.post()
         self._prices.look(batch.num_rows, batch.context, situation)
-        option = self._reviewed(batch, situation)
+        option = self._reviewed(standing, batch) if standing is not None and due is Due.REVIEW else None
         if option is None:
             tried, knows = self._prices.plain_tried(), self._prices.knows()
             if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
@@ -110,53 +109,29 @@ class Goodput(Controller):
         catches_up = plan.arm.drafter.drafts_with_model and plan.arm.label not in self._warm
         return option.catching_up(batch) if catches_up else plan
 
-    def _holds(self, standing: Standing, batch: Batch, situation: Hashable) -> bool:
-        """Whether what was decided stands as it is."""
-        if standing.situation != situation or standing.key != self._key(batch):
-            return False
-        if standing.streak != self._beliefs.in_streaks(standing.option.arm, batch):
-            return False
-        due = (
-            self._news
-            or self._heard
-            or self._disappointed(standing)
-            or self._learnt.rounds[situation] >= standing.until
-        )
-        return not (due and self._thinking.affords)
-
     def _key(self, batch: Batch) -> Hashable:
         """For a batch of another one, what was decided is reviewed."""
         return batch.rows if self._by_row else batch.num_rows, min(batch.room, 16).bit_length()
 
-    def _disappointed(self, standing: Standing) -> bool:
-        """Whether the rounds since yielded so much less than was expected that a decision should be looked at again. One that yields more
-        stands until its next look: luck that is followed at once makes trees too large."""
-        return self._drift < -max(SURPRISE, standing.option.tokens)
+    def _reviewed(self, standing: Standing, batch: Batch) -> Option | None:
+        """The arm that was decided for, with the tree that suits it by now; None if something else seems better, and all has to be looked at.
 
-    def _reviewed(self, batch: Batch, situation: Hashable) -> Option | None:
-        """The arm that was decided for, with the tree that suits it by now; None if everything has to be looked at.
-
-        Most reviews change a tree and no arm, and cost a small part of a look: nothing was seen of the other arms since.
+        Nothing was seen of the other arms since, but of those that were rehearsed.
         """
-        standing = self._standing
-        if standing is None or standing.situation != situation:
-            return None
-        if (self._news or self._learnt.rounds[situation] >= standing.until) and self._thinking.affords:
-            return None
         option = self._offers.option(standing.option.arm, batch)
-        heard = [found for arm in self._heard if (found := self._offers.option(arm, batch)) is not None]
+        heard = [found for arm in self._agenda.heard if (found := self._offers.option(arm, batch)) is not None]
         rivals = [standing.rival_now(self._prices.plain), *heard]
         if option is None or self._worth(option) * self.margin < max(map(self._worth, rivals)):
             return None
-        self._heard = []
-        option, self._drift = replace(option, reason=standing.option.reason), 0.0
+        self._agenda.reviewed()
+        option = replace(option, reason=standing.option.reason)
         streak = self._beliefs.in_streaks(option.arm, batch)
         self._standing = replace(standing, key=self._key(batch), option=option, streak=streak)
         return option
 
     def _look(self, batch: Batch, situation: Hashable) -> Option:
         """The best option, or what to try instead."""
-        self._drift, self._news, self._heard, self._ledger.plain = 0.0, False, [], self._prices.plain
+        self._ledger.plain = self._prices.plain
         options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
         best, rival = self._best(options)
         trial = self._trials.choose(options, best, batch, situation)
@@ -173,10 +148,8 @@ class Goodput(Controller):
             rival=rival,
             plain=self._prices.plain,
         )
-        if trial is None:
-            return best
-        self._news = True  # what comes of it is looked at in the next round
-        return replace(trial, reason=reason_to_try(trial))
+        self._agenda.looked(tries=trial is not None)
+        return best if trial is None else replace(trial, reason=reason_to_try(trial))
 
     def _best(self, options: list[Option]) -> tuple[Option, Option]:
         """The best option for all that is known, and the second best; the same twice if there is no other."""
@@ -200,14 +173,13 @@ class Goodput(Controller):
 
     def observe(self, finished: Round) -> None:
         outcome, standing = outcome_of(finished), self._standing
-        plan, arm, situation = outcome.plan, outcome.plan.arm, situation_of(finished.batch)
+        arm, situation = outcome.plan.arm, situation_of(finished.batch)
         self._learnt.tick(situation, arm.label)
         self._thinking.earn(outcome.seconds, self.thought)
-        if plan.predicted is not None and plan.predicted.tokens is not None:
-            self._drift += sum(outcome.counts) / outcome.num_rows - plan.predicted.tokens
+        self._agenda.follow(outcome)
         for rehearsed in self._rehearsal.observe(outcome, self._beliefs.of):
             self._learnt.look(situation, rehearsed.label)
-            self._heard.append(rehearsed)
+            self._agenda.heard.append(rehearsed)
         self._beliefs.follow(outcome)
         entry = Entry(
             outcome,

@@ -35,16 +35,12 @@ class Learnt:
     thinking: Thinking = field(default_factory=Thinking)
     rehearsing: Thinking = field(default_factory=Thinking)
     acceptance: dict[Hashable, Acceptance] = field(default_factory=dict)
-    reading: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds a token that a draft takes to read what it has missed
-    warming: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds beyond an arm's usual that its first round in a generation took
+    # by arm: seconds a token that its draft takes to read what it has missed, and those beyond its usual of its first round in a generation
+    reading: dict[str, float] = field(default_factory=dict)
+    warming: dict[str, float] = field(default_factory=dict)
     rounds: Counter[Hashable] = field(default_factory=Counter)  # by situation
-    tried: dict[tuple[Hashable, str], int] = field(
-        default_factory=dict
-    )  # the situation's round when an arm was last run, or rehearsed
+    # the situation's round when an arm was last run, or rehearsed
+    tried: dict[tuple[Hashable, str], int] = field(default_factory=dict)
 
     def tick(self, situation: Hashable, label: str) -> None:
         """A round of the arm `label` has been run."""

@@ -1,0 +1,65 @@
+"""When a planner thinks again: of nothing, of what it decided for, or of everything that it could do."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from enum import Enum, auto
+
+from specplug.controllers.base import Arm
+from specplug.controllers.beliefs import Beliefs
+from specplug.controllers.memory import Learnt
+from specplug.controllers.option import Standing
+from specplug.host import Batch
+from specplug.outcome import Outcome
+
+SURPRISE = 1.5  # tokens a row that rounds may yield less than was expected before the decision is looked at again
+
+
+class Due(Enum):
+    """`REVIEW`: the arm that was decided for, beside what came second. `LOOK`: every arm."""
+
+    NOTHING = auto()
+    REVIEW = auto()
+    LOOK = auto()
+
+
+class Agenda:
+    """What happened since the last decision of a generation. `heard`: arms that were rehearsed since."""
+
+    def __init__(self, learnt: Learnt, beliefs: Beliefs) -> None:
+        self._learnt, self._beliefs = learnt, beliefs
+        self.heard: list[Arm] = []
+        self._news = False
+        self._drift = 0.0  # tokens a row that came over those that were expected
+
+    def due(self, standing: Standing | None, batch: Batch, situation: Hashable, key: Hashable) -> Due:
+        """What has to be thought of before the next round; most reviews change a tree and no arm, and cost a small part of a look."""
+        if standing is None or standing.situation != situation:
+            return Due.LOOK
+        affords = self._learnt.thinking.affords
+        if affords and (self._news or self._learnt.rounds[situation] >= standing.until):
+            return Due.LOOK
+        changed = standing.key != key or standing.streak != self._beliefs.in_streaks(standing.option.arm, batch)
+        if changed or (affords and (self.heard or self._disappointed(standing))):
+            return Due.REVIEW
+        return Due.NOTHING
+
+    def _disappointed(self, standing: Standing) -> bool:
+        """Whether the rounds since yielded so much less than was expected that a decision should be looked at again. One that yields more
+        stands until its next look: luck that is followed at once makes trees too large."""
+        return self._drift < -max(SURPRISE, standing.option.tokens)
+
+    def follow(self, outcome: Outcome) -> None:
+        """A round is over."""
+        predicted = outcome.plan.predicted
+        if predicted is not None and predicted.tokens is not None:
+            self._drift += sum(outcome.counts) / outcome.num_rows - predicted.tokens
+
+    def reviewed(self) -> None:
+        """What was decided for stands, by all that is known of it."""
+        self.heard, self._drift = [], 0.0
+
+    def looked(self, tries: bool) -> None:
+        """Everything was looked at. `tries`: something else comes next, whose outcome may change what was decided."""
+        self.reviewed()
+        self._news = tries
