@@ -318,9 +318,9 @@ def test_gradients_autocast_and_watchers_are_torchs(pair: Any, served: list[int]
     with torch.enable_grad():
         assert len(Linears(module)._modules) == 1  # which does not depend on where it was made
     with Answering(module) as linears:
-        assert linears.serve(5) and not linears.serve(1) and not linears.serve(1000)
+        assert linears.pays(5) and not linears.pays(1) and not linears.pays(1000)
         with torch.autocast("cpu", torch.bfloat16):
-            assert not linears.serve(5)
+            assert not linears.pays(5)
         with torch.enable_grad():
             module(x).sum().backward()
     assert module.weight.grad is not None and not served

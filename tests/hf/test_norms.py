@@ -211,9 +211,9 @@ def test_weights_that_change_between_calls(change: Callable[[LlamaRMSNorm], Any]
 def test_gradients_autocast_and_prompts_are_torchs(served: list[int]) -> None:
     module = norm()
     norms = Norms(module)
-    assert norms.serve(1) and norms.serve(8) and not norms.serve(10**6)
+    assert norms.pays(1) and norms.pays(8) and not norms.pays(10**6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not norms.serve(8)
+        assert not norms.pays(8)
     with torch.enable_grad(), norms:
         module(torch.randn(5, WIDE)).sum().backward()
     assert module.weight.grad is not None and not served
@@ -225,11 +225,11 @@ def test_each_kind_is_begun_for_rows_of_its_own(served: list[int]) -> None:
     both = CompiledForward(model)
     linears, norms = both._kinds
     for rows in (1, 8):
-        serving = both.serving(rows)
-        assert serving is not None and both.serving(rows) is serving
-        expected = [module for kind in (linears, norms) if kind.serve(rows) for module in kind._modules]
+        serving = both.for_rows(rows)
+        assert serving is not None and both.for_rows(rows) is serving
+        expected = [module for kind in (linears, norms) if kind.pays(rows) for module in kind._modules]
         assert list(serving._modules) == expected and model[0] in expected
-    assert both.serving(10**7) is None
+    assert both.for_rows(10**7) is None
     with both.held():
         assert set(replaced(model)) == {*linears._modules, *norms._modules}
     assert not replaced(model)

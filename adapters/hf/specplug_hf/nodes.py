@@ -94,7 +94,7 @@ class NodeForward:
         inputs = dict(
             input_ids=tokens, position_ids=positions, past_key_values=NodeCache(store, step), **self._fixed, **extra
         )
-        serving = None if self._compiled is None else self._compiled.serving(tokens.numel())
+        serving = None if self._compiled is None else self._compiled.for_rows(tokens.numel())
         if serving is None:
             return self._run(step, inputs)
         serving.begin()

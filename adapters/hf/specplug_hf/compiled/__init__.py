@@ -31,13 +31,13 @@ class CompiledForward:
                 stack.enter_context(kind.held())
             yield
 
-    def serving(self, rows: int) -> StandIns | None:
+    def for_rows(self, rows: int) -> StandIns | None:
         """What is worth beginning for a forward of `rows` rows, while the modules are held."""
-        chosen = tuple(kind.serve(rows) for kind in self._kinds)
+        chosen = tuple(kind.pays(rows) for kind in self._kinds)
         if not any(chosen):
             return None
         if chosen not in self._joined:
-            kinds = [kind for kind, serves in zip(self._kinds, chosen, strict=True) if serves]
+            kinds = [kind for kind, pays in zip(self._kinds, chosen, strict=True) if pays]
             self._joined[chosen] = StandIns.joined(kinds)
         return self._joined[chosen]
 

@@ -19,15 +19,15 @@ class CompiledLayers(StandIns):
     def __init__(self, model: nn.Module) -> None:
         everything = list(model.modules())
         untouched = not any(_is_compiled(module) for module in everything)
-        found = [module for module in everything if self.serves(module)] if untouched else []
+        found = [module for module in everything if self.takes(module)] if untouched else []
         super().__init__(found, [self.answer(module) for module in found])
-        self.rows = self.served_rows(found)
+        self.rows = self.rows_of(found)
 
-    def serves(self, module: nn.Module) -> bool:
+    def takes(self, module: nn.Module) -> bool:
         """Whether the kernel may compute `module`."""
         raise NotImplementedError
 
-    def served_rows(self, modules: list[nn.Module]) -> range:
+    def rows_of(self, modules: list[nn.Module]) -> range:
         """Rows for which any of `modules` may be computed."""
         raise NotImplementedError
 
@@ -35,7 +35,7 @@ class CompiledLayers(StandIns):
         """What stands in for `module.forward`."""
         raise NotImplementedError
 
-    def serve(self, rows: int) -> bool:
+    def pays(self, rows: int) -> bool:
         """Whether a forward of `rows` rows is worth beginning, and nothing is on in this thread that would have torch compute in
         another way, or wants to see what it computes."""
         return rows in self.rows and not torch.is_autocast_enabled("cpu") and _get_current_dispatch_mode() is None

@@ -14,14 +14,14 @@ from specplug_kernels import serves_weight, skinny_rows, try_linear
 class Linears(CompiledLayers):
     """The plain `nn.Linear` layers: no module of any other type (quantised, LoRA's own, parametrised)."""
 
-    def serves(self, module: nn.Module) -> bool:
+    def takes(self, module: nn.Module) -> bool:
         known = nn.Linear.forward.__module__ == nn.Linear.__module__  # and not somebody else's for all of them
         if not known or type(module) is not nn.Linear or is_somebody_elses(module):
             return False
         weight = module._parameters.get("weight")
         return weight is not None and serves_weight(weight)
 
-    def served_rows(self, modules: list[nn.Module]) -> range:
+    def rows_of(self, modules: list[nn.Module]) -> range:
         served = [skinny_rows(module.weight.dtype) for module in modules]  # type: ignore[arg-type]
         return range(min((r.start for r in served), default=0), max((r.stop for r in served), default=0))
 

@@ -29,13 +29,13 @@ _known: weakref.WeakKeyDictionary[type[nn.Module], dict[Any, str | None]] = weak
 class Norms(CompiledLayers):
     """The norms that divide by the root mean square and multiply with a weight."""
 
-    def serves(self, module: nn.Module) -> bool:
+    def takes(self, module: nn.Module) -> bool:
         weight = _only_weight(module)
         if weight is None or is_somebody_elses(module) or not weight.is_cpu or not serves_norms(weight.dtype):
             return False
         return epsilon_of(module) is not None
 
-    def served_rows(self, modules: list[nn.Module]) -> range:
+    def rows_of(self, modules: list[nn.Module]) -> range:
         most = (norm_numbers(m.weight.dtype) // m.weight.shape[0] for m in modules)  # type: ignore[arg-type, union-attr, operator, index]
         return range(1, max(most, default=0) + 1)
 
