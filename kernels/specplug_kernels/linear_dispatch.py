@@ -6,6 +6,8 @@ torch takes two to ten times as long for two to sixteen rows as for one: what it
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
@@ -52,15 +54,43 @@ def try_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """The compiled product where it serves and is the faster one, else ``None``. Not to be called under autocast.
 
     Asked in every layer of every forward. All that is known of ``weight`` is looked up here and now: it may have been
-    changed or replaced since the last call.
+    changed or replaced since the last call. It says what :func:`why_not_linear` and :func:`explain_linear` say, in one function:
+    behind a layer's weights, which drive all else out of the processor's caches, a dozen small ones take as long as the product.
     """
-    if why_not_linear(x, weight, bias) is not None:
+    dtype = weight.dtype
+    if not (
+        x.dtype is dtype
+        and type(x) is Tensor
+        and type(weight) in _PLAIN
+        and x.is_cpu
+        and weight.is_cpu
+        and x.layout is torch.strided
+        and weight.layout is torch.strided
+        and weight.ndim == 2
+        and weight.is_contiguous()
+        and (bias is None or _why_not_bias(bias, weight) is None)
+        and not (torch.is_grad_enabled() and _wants_gradients(x, weight, bias))
+    ):
         return None
     outputs, inputs = weight.shape
-    rows = x.numel() // inputs
-    if _better_torch(rows, outputs, inputs, x.dtype) is not None:
+    if not x.ndim or x.shape[-1] != inputs or inputs * outputs < LEAST_WEIGHTS:
         return None
-    return _run(x, weight, bias, rows, outputs, inputs)
+    rows, loaded = x.numel() // inputs, linear_library.found
+    if loaded is None:
+        loaded = linear_library()
+    if isinstance(loaded, str):
+        return None
+    if rows not in _faster_rows(loaded, dtype, processor(), multiplies(dtype), torch.get_num_threads()):
+        return None
+    return loaded(x, weight, bias, rows, outputs, inputs)
+
+
+@lru_cache(maxsize=64)
+def _faster_rows(loaded: LinearLibrary, dtype: torch.dtype, kind: Processor, multiplied: bool, threads: int) -> range:
+    """Rows for which the compiled kernel is the faster one, with so many threads, on a processor of `kind` that multiplies in ``dtype``."""
+    if dtype not in loaded.dtypes or _why_slow(loaded, dtype, kind, multiplied, threads) is not None:
+        return range(0)
+    return LINEAR_ROWS[kind].get(dtype, range(0))
 
 
 def explain_linear(rows: int, inputs: int, outputs: int, *, dtype: torch.dtype = torch.float32) -> str:
@@ -145,7 +175,8 @@ def _better_torch(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> s
     loaded = linear_library()
     if isinstance(loaded, str) or dtype not in loaded.dtypes:
         return why_no_linear_library(dtype)
-    return _why_slow(loaded, dtype) or _why_not_sizes(rows, outputs, inputs, dtype)
+    slow = _why_slow(loaded, dtype, processor(), multiplies(dtype), torch.get_num_threads())
+    return slow or _why_not_sizes(rows, outputs, inputs, dtype)
 
 
 def _why_not_sizes(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> str | None:
@@ -157,12 +188,12 @@ def _why_not_sizes(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> 
     return None
 
 
-def _why_slow(loaded: LinearLibrary, dtype: torch.dtype) -> str | None:
+def _why_slow(loaded: LinearLibrary, dtype: torch.dtype, kind: Processor, multiplied: bool, threads: int) -> str | None:
     if not loaded.vectors:
         return "it is built without AVX2, with which it was measured"
-    if not loaded.threads and torch.get_num_threads() > 1:
-        return f"it is built without torch's OpenMP and would use one of {torch.get_num_threads()} threads"
-    if dtype is not torch.float32 and multiplies(dtype) and processor() is Processor.USUAL:
+    if not loaded.threads and threads > 1:
+        return f"it is built without torch's OpenMP and would use one of {threads} threads"
+    if dtype is not torch.float32 and multiplied and kind is Processor.USUAL:
         return f"the processor multiplies in {dtype}, and on such a one it was not measured"
     return None
 

@@ -49,11 +49,29 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, kernel: str = "auto")
 def try_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     """The compiled norm where it serves and is the faster one, else ``None``. Not to be called under autocast.
 
-    Asked in every layer of every forward. All that is known of ``weight`` is looked up here and now, as in ``try_linear``.
+    Asked in every layer of every forward, and so all in one function: see ``try_linear``.
     """
-    if x.numel() > norm_numbers(x.dtype) or why_not_norm(x, weight) is not None or not serves_norms(x.dtype):
+    dtype, loaded = x.dtype, norm_library.found
+    if loaded is None:
+        loaded = norm_library()
+    if isinstance(loaded, str) or not (
+        weight.dtype is dtype
+        and dtype in loaded.dtypes
+        and loaded.vectors
+        and type(x) is Tensor
+        and type(weight) in _PLAIN
+        and x.is_cpu
+        and weight.is_cpu
+        and x.layout is weight.layout is torch.strided
+        and x.is_contiguous()
+        and weight.is_contiguous()
+        and x.ndim
+        and x.shape[-1:] == weight.shape
+        and 0 < x.numel() <= NORM_NUMBERS[dtype]
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    ):
         return None
-    return _run(x, weight, epsilon)
+    return loaded(x, weight, epsilon)
 
 
 def serves_norms(dtype: torch.dtype) -> bool:

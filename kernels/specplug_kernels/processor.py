@@ -42,7 +42,7 @@ def multiplies_blocks() -> bool:
 
 @cache
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has products in ``dtype``, bf16 or fp16, as oneDNN sees it."""
-    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
-    supported = getattr(torch.ops.mkldnn, name, None)
+    """Whether this CPU has products of its own in ``dtype``, bf16 or fp16, as oneDNN sees it; false for other dtypes."""
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    supported = None if name is None else getattr(torch.ops.mkldnn, name, None)
     return supported is not None and bool(supported())

@@ -193,7 +193,7 @@ def test_a_backend_that_fails_is_listed_and_the_others_run(
 def test_compiled_attention_that_is_not_there_is_listed_with_its_reason(
     fake_machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_library, "_found", "no compiler")
+    monkeypatch.setattr(attention_library, "found", "no compiler")
     file = tmp_path / "bench.json"
     bench.main(["--operations", "attention", *SMALL, *QUICK, "--json", str(file)])
     cases = {case["backend"]: case for case in json.loads(file.read_text())["cases"]}

@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not looked for the library yet."""
-    monkeypatch.setattr(attention_library, "_found", None)
+    monkeypatch.setattr(attention_library, "found", None)
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
@@ -348,7 +348,7 @@ def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) 
 def test_without_torchs_threads_it_is_chosen_for_one_only(
     cache: Path, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
-    monkeypatch.setattr(attention_library, "_found", None)
+    monkeypatch.setattr(attention_library, "found", None)
     monkeypatch.setattr(building, "torch_openmp", lambda: None)
     if not attention_library().vectors:
         pytest.skip("chosen only where the processor has AVX2")

@@ -216,7 +216,7 @@ def test_what_a_name_gets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("switch", ["off", "no compiler"])
 def test_without_a_library_torch_serves(switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_library, "_found", None)
+    monkeypatch.setattr(norm_library, "found", None)
     monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     if switch == "off":

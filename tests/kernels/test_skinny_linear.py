@@ -294,7 +294,7 @@ def test_without_torchs_threads_it_is_chosen_for_one_only(
 ) -> None:
     skip_unless_chosen()
     _quick_build(monkeypatch, tmp_path)
-    monkeypatch.setattr(linear_library, "_found", None)
+    monkeypatch.setattr(linear_library, "found", None)
     monkeypatch.setattr(building, "torch_openmp", lambda: None)
     torch.set_num_threads(2)
     assert "would use one of 2 threads" in explain_linear(4, 256, 704)
@@ -313,7 +313,7 @@ def _quick_build(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 @pytest.mark.parametrize("switch", ["off", "no compiler"])
 def test_without_a_library_torch_serves(switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_library, "_found", None)
+    monkeypatch.setattr(linear_library, "found", None)
     monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     if switch == "off":

@@ -52,7 +52,7 @@ class AttentionLibrary(Library):
                 *value.stride()[:3],
                 *_bias_strides(bias),
                 DTYPES[query.dtype],
-                self.present_threads(),
+                torch.get_num_threads() if self.threads else 1,
                 scale,
             )
         )

@@ -67,10 +67,6 @@ class Library(ABC):
         self.dtypes = frozenset(dtype for dtype in DTYPES if dtype != torch.float16 or float16)
         self._try()
 
-    def present_threads(self) -> int:
-        """How many it may use for a call now."""
-        return torch.get_num_threads() if self.threads else 1
-
     @abstractmethod
     def trials(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         """What it computes in ``dtype``, and what the definition says in fp32, for the kinds of sizes that it treats apart."""
@@ -90,15 +86,15 @@ class Known(Generic[L]):
     def __init__(self, kind: type[L]) -> None:
         self._kind = kind
         self._lock = threading.Lock()
-        self._found: L | str | None = None
+        self.found: L | str | None = None  # None: nobody has asked yet
 
     def __call__(self) -> L | str:
         """The library, built and loaded by the first call; or why there is none."""
-        if self._found is None:
+        if self.found is None:
             with self._lock:
-                if self._found is None:
-                    self._found = self._look()
-        return self._found
+                if self.found is None:
+                    self.found = self._look()
+        return self.found
 
     def why_none(self, dtype: torch.dtype) -> str | None:
         """Why there is no library for ``dtype`` here; ``None`` if there is. Builds it when first asked."""

@@ -36,7 +36,7 @@ class LinearLibrary(Library):
                 outputs,
                 inputs,
                 DTYPES[x.dtype],
-                self.present_threads(),
+                torch.get_num_threads() if self.threads else 1,
             )
         )
         if status:
