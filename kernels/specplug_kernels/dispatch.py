@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from specplug_kernels import tree_attention_native
 from specplug_kernels.measured_rows import ATTENTION_ROWS
+from specplug_kernels.native.attention_library import AttentionLibrary, attention_library
+from specplug_kernels.native.library import DTYPES
+from specplug_kernels.processor import Processor, processor
 from specplug_kernels.processor import multiplies as _multiplies
 from specplug_kernels.processor import multiplies_blocks as _multiplies_blocks
-from specplug_kernels.processor import processor
 from specplug_kernels.reference import tree_attention_reference
 from specplug_kernels.tree_attention_native import native
 from specplug_kernels.tree_attention_sdpa import sdpa, split
@@ -111,26 +114,46 @@ def explain(
 
 
 def _auto(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:
-    """What is asked in every layer of every forward: in the order of what it costs, and no reason is put into words in vain."""
-    compiled = tree_attention_native
+    """What is asked in every layer of every forward: what `_better_torch` says, in one function (see ``try_linear``) and no words."""
+    loaded, dtype = attention_library.found, query.dtype
+    if loaded is None and query.is_cpu and dtype in DTYPES:
+        loaded = attention_library()  # built while a prompt is read, not in the first round
     if (
-        _better_torch(query.shape, key.shape, value.shape[3], query.dtype, query.device.type) is None
-        and compiled.why_not_tensors(query, key, value, bias) is None
-        and not compiled.wants_gradients(query, key, value, bias)
+        isinstance(loaded, AttentionLibrary)
+        and query.is_cpu
+        and key.dtype is dtype
+        and value.dtype is dtype
+        and (bias is None or bias.dtype is dtype)
+        and key.stride(3) == 1
+        and value.stride(3) == 1
+        and not (torch.is_grad_enabled() and tree_attention_native.wants_gradients(query, key, value, bias))
     ):
-        return compiled.run(query, key, value, prefix, bias, scale)
+        rows, blocks = query.shape[1] // key.shape[1] * query.shape[2], _multiplies_blocks()
+        threads, dims = torch.get_num_threads(), (query.shape[3], value.shape[3])
+        if rows <= _most_rows(loaded, dtype, dims, processor(), blocks, threads):
+            return loaded(query, key, value, prefix, bias, scale)
     joinable = is_joinable(key) and is_joinable(value)
-    backend, _ = _choose_torch(query.shape, key.shape, query.dtype, query.device.type, joinable)
+    backend, _ = _choose_torch(query.shape, key.shape, dtype, query.device.type, joinable)
     return backend(query, key, value, prefix, bias, scale)
+
+
+@lru_cache(maxsize=64)
+def _most_rows(
+    loaded: AttentionLibrary, dtype: torch.dtype, dims: tuple[int, int], kind: Processor, blocks: bool, threads: int
+) -> int:
+    """Packed rows up to which the compiled kernel is the better one, on a processor of `kind` (`blocks`: that multiplies them) and so many
+    threads; 0 where it does not serve."""
+    unserved = tree_attention_native.why_not_sizes(dtype, "cpu", *dims) is not None or dtype not in loaded.dtypes
+    if unserved or tree_attention_native.why_slow(threads) is not None:
+        return 0
+    most = ATTENTION_ROWS[kind][dtype]
+    return min(most, BLOCK_ROWS) if blocks and dtype not in _FULL_PRECISION else most
 
 
 def _better_torch(
     query_shape: Sequence[int], key_shape: Sequence[int], value_dim: int, dtype: torch.dtype, device_type: str
 ) -> str | None:
-    """Why torch is better than the compiled kernel; ``None`` if it is not.
-
-    Whether there is a library comes before the number of rows: it is built while a prompt is read, not in the first round.
-    """
+    """Why torch is better than the compiled kernel; ``None`` if it is not."""
     compiled = tree_attention_native
     obstacle = (
         compiled.why_not_sizes(dtype, device_type, query_shape[3], value_dim)

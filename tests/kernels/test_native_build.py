@@ -337,12 +337,29 @@ def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) 
     if not attention_library().vectors:
         pytest.skip("chosen only where the processor has AVX2")
     served: list[str] = []
-    monkeypatch.setattr(dispatch.tree_attention_native, "run", lambda *given: served.append("native"))
+    monkeypatch.setattr(AttentionLibrary, "__call__", lambda *given: served.append("native"))
     monkeypatch.setattr(dispatch, "sdpa", lambda *given: served.append("sdpa"))
     case = make_case(kv_heads=2, groups=2, columns=40)
     change(case)
     case.run("auto")
     assert served == [kernel]
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_call_gets_what_is_explained(dtype: torch.dtype, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both say the same of every shape, the one in words."""
+    skip_without_library()
+    served: list[str] = []
+    monkeypatch.setattr(dispatch, "_multiplies_blocks", lambda: blocks)
+    monkeypatch.setattr(AttentionLibrary, "__call__", lambda *given: served.append("native"))
+    for nodes, dim in ((1, 32), (4, 32), (5, 32), (40, 32), (200, 32), (2, 20), (2, 256), (2, 264)):
+        case = make_case(kv_heads=2, groups=2, nodes=nodes, dim=dim, columns=300, prefix=300)
+        query, key, value = (x.to(dtype) for x in (case.query, case.key, case.value))
+        served.clear()
+        dispatch.tree_attention(query, key, value, prefix=300, bias=None, scale=1.0)
+        said = explain(query.shape, key.shape, dtype=dtype)
+        assert bool(served) == said.startswith("native: "), said
 
 
 def test_without_torchs_threads_it_is_chosen_for_one_only(
