@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import specplug
+from specplug import OptionError
 from specplug.cli import main
 from specplug.plugins import Plugins
 from specplug_hf.commands import measure, show
@@ -21,7 +22,7 @@ from specplug_hf.commands.batches import Prompts
 from specplug_hf.commands.cases import Case, Result, choose
 from specplug_hf.commands.dictation import PASSAGE
 from specplug_hf.commands.equality import Difference, differences
-from specplug_hf.commands.goals import CASES, outcomes
+from specplug_hf.commands.goals import CASES, outcomes, planner_cases
 from specplug_hf.commands.measure import Sample, interleaved
 from specplug_hf.commands.models import Models, load
 from specplug_hf.commands.names import SETUPS
@@ -339,6 +340,19 @@ def test_the_planner_is_measured_on_texts_that_turn(capsys: pytest.CaptureFixtur
         *((rows, 256, False) for rows in (1, 2, 4, 8)), (1, 256, True), (4, 256, True)
     ]  # fmt: skip
     assert "random from the half on" in capsys.readouterr().out
+
+
+def test_a_part_of_the_planners_grid() -> None:
+    cases = [case for case, _ in planner_cases(8, 1, 2, None, [4], [256, 4096])]
+    assert [(case.rows, case.context, case.turning) for case in cases] == [
+        (4, 256, False),
+        (4, 4096, False),
+        (4, 256, True),
+    ]
+    assert {(case.new_tokens, case.prompts, case.repeats) for case in cases} == {(8, 1, 2)}
+    assert len(planner_cases(None, None, None)) == 14
+    with pytest.raises(OptionError, match=r"batches of \[1, 2, 4, 8\] and contexts of \[256, 1024, 4096\]"):
+        planner_cases(None, None, None, None, [3], None)
 
 
 def test_cases_below_a_context_leave_self_speculation_out(models: Models) -> None:

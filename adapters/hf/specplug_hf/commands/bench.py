@@ -20,8 +20,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Exit status 1 if any output differs from plain generate by more than rounding explains.",
     )
     add_model_options(parser)
-    parser.add_argument("--batch", type=integers, default=[1], metavar="N,N", help="batch sizes (default: 1)")
-    parser.add_argument("--context", type=integers, default=[256], metavar="N,N", help="prompt lengths (default: 256)")
+    parser.add_argument("--batch", type=integers, metavar="N,N", help="batch sizes (default: 1; with --planner all)")
+    parser.add_argument(
+        "--context", type=integers, metavar="N,N", help="prompt lengths (default: 256; with --planner all)"
+    )
     parser.add_argument("--ragged", action="store_true", help="rows of different lengths, padded on the left")
     parser.add_argument("--new-tokens", type=positive, metavar="N", help="new tokens a row (default: 128)")
     parser.add_argument("--prompts", type=positive, metavar="N", help="batches to measure on (default: 4)")

@@ -14,7 +14,7 @@ from specplug_hf.commands.environment import environment
 from specplug_hf.commands.goals import Goal, Outcome, goal_cases, outcomes, planner_cases
 from specplug_hf.commands.models import load
 from specplug_hf.commands.names import SETUPS
-from specplug_hf.commands.options import ModelOptions
+from specplug_hf.commands.options import BATCHES, CONTEXTS, ModelOptions
 from specplug_hf.commands.overhead import Overhead, overhead
 from specplug_hf.commands.setups import NEEDS_DRAFT, contenders
 
@@ -67,10 +67,10 @@ class Benchmark:
         if given.goals or given.planner:
             if self.models.draft is None:
                 raise OptionError("--goals and --planner need a draft: give --draft, or use the built-in pair.")
-            cases = planner_cases if given.planner else goal_cases
-            return cases(given.new_tokens, given.prompts, given.repeats, given.max_context)
+            sizes = given.new_tokens, given.prompts, given.repeats, given.max_context
+            return planner_cases(*sizes, given.batch, given.context) if given.planner else goal_cases(*sizes)
         names = tuple(given.setups or [n for n in SETUPS if self.models.draft is not None or n not in NEEDS_DRAFT])
-        sizes = [(rows, context) for rows in given.batch for context in given.context]
+        sizes = [(rows, context) for rows in given.batch or BATCHES for context in given.context or CONTEXTS]
         new, prompts, repeats = given.new_tokens or 128, given.prompts or 4, given.repeats or 1
         for _, context in sizes:
             if context + new > self.models.max_positions:

@@ -24,7 +24,7 @@ from specplug_hf.commands.environment import environment
 from specplug_hf.commands.equality import Difference
 from specplug_hf.commands.measure import Sample, call, interleaved
 from specplug_hf.commands.models import load
-from specplug_hf.commands.options import ModelOptions
+from specplug_hf.commands.options import BATCHES, CONTEXTS, ModelOptions
 from specplug_hf.commands.setups import Contender, Option, plain
 
 NEW_TOKENS, PROMPTS, RUNS = 128, 4, 3  # unless something else was asked for
@@ -37,7 +37,7 @@ class Comparison:
         _check(arguments)
         self.arguments = arguments
         self.models = load(ModelOptions.of(arguments))
-        self.context = arguments.context[0]
+        self.context = (arguments.context or CONTEXTS)[0]
         self.new_tokens = arguments.new_tokens or NEW_TOKENS
         self.runs = arguments.repeats or RUNS
         if self.context + self.new_tokens > self.models.max_positions:
@@ -120,7 +120,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("goals", "planner", "setups", "ragged", "overhead"):
         if getattr(arguments, name):
             raise OptionError(f"--all-drafters and --{name} do not go together: it compares drafters, at batch 1.")
-    if arguments.batch != [1] or len(arguments.context) != 1:
+    if tuple(arguments.batch or BATCHES) != BATCHES or len(arguments.context or CONTEXTS) != 1:
         raise OptionError(
             "--all-drafters compares at batch 1 and one length of prompt: leave --batch out, give one --context."
         )

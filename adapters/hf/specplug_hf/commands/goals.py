@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from specplug import OptionError
 from specplug_hf.commands.cases import Case, Result
 from specplug_hf.commands.summary import Spread, better_of, paired
 
@@ -105,10 +106,30 @@ PLANNER = (
 
 
 def planner_cases(
-    new_tokens: int | None, prompts: int | None, repeats: int | None, limit: int | None = None
+    new_tokens: int | None,
+    prompts: int | None,
+    repeats: int | None,
+    limit: int | None = None,
+    batches: Sequence[int] | None = None,
+    contexts: Sequence[int] | None = None,
 ) -> list[tuple[Case, tuple[Goal, ...]]]:
-    """The planner's grid, with other sizes where given; cells beyond `limit` tokens of context are left out."""
-    within = [(case, goals) for case, goals in PLANNER if limit is None or case.context <= limit]
+    """The planner's grid, with other sizes where given; of `batches` and `contexts`, and of no more context than `limit` tokens.
+
+    Raises:
+        OptionError: the grid has no such cell.
+    """
+    within = [
+        (case, goals)
+        for case, goals in PLANNER
+        if (limit is None or case.context <= limit)
+        and (batches is None or case.rows in batches)
+        and (contexts is None or case.context in contexts)
+    ]
+    if not within:
+        rows, lengths = ({getattr(case, name) for case, _ in PLANNER} for name in ("rows", "context"))
+        raise OptionError(
+            f"--planner has batches of {sorted(rows)} and contexts of {sorted(lengths)}: give some of these."
+        )
     return _sized(within, new_tokens, prompts, repeats, None)
 
 
