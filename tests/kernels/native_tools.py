@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 import torch
+from library_tools import skip_without
 from torch import Tensor
 
 from specplug_kernels import tree_attention, tree_attention_reference
@@ -19,11 +19,7 @@ ABSOLUTE = 1e-5
 
 def skip_without_library(dtype: torch.dtype = torch.float32) -> None:
     """Skip, and say why, where nothing could be compiled."""
-    found = attention_library()
-    if isinstance(found, str):
-        pytest.skip(f"compiled attention is not available: {found}")
-    if dtype not in found.dtypes:
-        pytest.skip(f"compiled attention does not serve {dtype} here")
+    skip_without(attention_library, dtype)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from library_tools import changed_source, quick_build, run_guarded
 from native_tools import make_case, skip_without_library
 
 from specplug_kernels import available_kernels, dispatch, explain
@@ -27,8 +28,7 @@ SHAPES = (1, 8, 2, 32), (1, 2, 300, 32)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a build that does not optimise, which takes a second."""
     skip_without_library()
-    monkeypatch.setattr(building, "FLAGS", tuple(flag.replace("-O3", "-O0") for flag in building.FLAGS))
-    monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
+    quick_build(monkeypatch, tmp_path)
     return tmp_path / "cache"
 
 
@@ -41,17 +41,6 @@ def anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(empty))
-
-
-def changed_source(monkeypatch: pytest.MonkeyPatch, folder: Path, old: str, new: str) -> None:
-    """Build from sources in which something else stands."""
-    found = 0
-    for source in building.SOURCES.glob("*.[ch]"):
-        text = source.read_text()
-        found += old in text
-        (folder / source.name).write_text(text.replace(old, new))
-    assert found
-    monkeypatch.setattr(building, "SOURCES", folder)
 
 
 # ---- Kept, and built again where it is not what was left. ----
@@ -94,7 +83,7 @@ def test_what_it_depends_on_is_in_its_name(cache: Path, monkeypatch: pytest.Monk
         lambda: monkeypatch.setattr(building, "FLAGS", (*building.FLAGS, "-g")),
         lambda: monkeypatch.setenv("CC", f"{find_compiler()[0]} -DX"),
         lambda: monkeypatch.setattr(building, "torch_openmp", lambda: None),
-        lambda: changed_source(monkeypatch, tmp_path, "#include <math.h>", "#include <math.h>\n"),
+        lambda: changed_source(monkeypatch, tmp_path, "tree_attention.c", "#pragma once", "#pragma once\n"),
     ):
         before = len(names)
         change()
@@ -197,7 +186,7 @@ def test_the_compiler_that_the_environment_names(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_compilation_that_fails(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    changed_source(monkeypatch, tmp_path, "#include <math.h>", "#error this will not do")
+    changed_source(monkeypatch, tmp_path, "tree_attention.c", "#pragma once", "#error this will not do")
     with pytest.raises(BuildError, match=r"fails: .*error: .*this will not do"):
         build()
     assert not list(cache.iterdir())
@@ -249,7 +238,7 @@ def test_what_is_no_library_is_not_loaded(tmp_path: Path) -> None:
 def test_a_library_that_does_not_do_what_it_should_is_not_used(
     old: str, new: str, because: str, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    changed_source(monkeypatch, tmp_path, old, new)
+    changed_source(monkeypatch, tmp_path, "tree_attention.c", old, new)
     with pytest.raises(UnusableError, match=because):
         AttentionLibrary(build())
 
@@ -416,22 +405,10 @@ print(threads(1) - alone, threads(3) - alone, threads(3) - alone, runtimes() == 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guards pages with Linux's mprotect")
 def test_nothing_behind_a_cache_is_read() -> None:
-    """Keys and values that end where a page ends, and the next page may not be read."""
+    """Keys and values that end where a page ends."""
     skip_without_library()
-    program = """
-import ctypes, mmap, torch
+    run_guarded("""
 from specplug_kernels import tree_attention, tree_attention_reference
-
-libc = ctypes.CDLL(None)
-kept = []
-
-def at_the_end(numbers):
-    room = mmap.mmap(-1, 16 * mmap.PAGESIZE)
-    kept.append(room)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
-    assert libc.mprotect(ctypes.c_void_p(start + 8 * mmap.PAGESIZE), 8 * mmap.PAGESIZE, 0) == 0
-    whole = torch.frombuffer(room, dtype=numbers.dtype, count=numbers.numel(), offset=8 * mmap.PAGESIZE - numbers.nbytes)
-    return whole.view(numbers.shape).copy_(numbers)
 
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for columns in (1, 3, 21):
@@ -441,9 +418,4 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             given = dict(prefix=0, scale=0.3)
             ours = tree_attention(at_the_end(query), at_the_end(key), at_the_end(value), bias=at_the_end(bias), kernel="native", **given)
             torch.testing.assert_close(ours, tree_attention_reference(query, key, value, bias=bias, **given), atol=1e-2, rtol=1e-2)
-import os
-print("right", flush=True)
-os._exit(0)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout == "right\n", done.stderr
+""")

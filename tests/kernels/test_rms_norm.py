@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from library_tools import changed_source, nothing_to_build_with, quick_build, run_guarded, skip_without
 from torch import Tensor, nn
 
 from specplug_kernels import norm_numbers, rms_norm, rms_norm_reference, serves_norms, try_rms_norm
-from specplug_kernels.native import build as building
-from specplug_kernels.native.build import build, find_compiler
+from specplug_kernels.native.build import build
 from specplug_kernels.native.library import UnusableError
 from specplug_kernels.native.norm_library import NormLibrary, norm_library
 
@@ -25,11 +24,7 @@ SUMS = 2.0**-21
 
 
 def skip_without_library(dtype: torch.dtype = torch.float32) -> None:
-    found = norm_library()
-    if isinstance(found, str):
-        pytest.skip(f"compiled norms are not available: {found}")
-    if dtype not in found.dtypes:
-        pytest.skip(f"compiled norms do not serve {dtype} here")
+    skip_without(norm_library, dtype)
 
 
 def skip_unless_chosen() -> None:
@@ -120,35 +115,21 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guards pages with Linux's mprotect")
 def test_nothing_behind_an_argument_is_touched() -> None:
-    """Arguments that end where a page ends, and the next page may be neither read nor written to."""
     skip_without_library()
-    program = """
-import ctypes, mmap, torch
+    run_guarded("""
+from specplug_kernels import rms_norm
 from specplug_kernels.native.library import DTYPES
 from specplug_kernels.native.norm_library import norm_library
-
-libc, page, kept = ctypes.CDLL(None), mmap.PAGESIZE, []
-
-def guarded(values):
-    bytes_ = values.numel() * values.element_size()
-    size = (bytes_ + page - 1) // page * page
-    memory = mmap.mmap(-1, size + page)
-    kept.append(memory)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(ctypes.c_void_p(address + size), page, 0) == 0
-    ctypes.memmove(address + size - bytes_, values.data_ptr(), bytes_)
-    return address + size - bytes_
 
 library = norm_library()
 for dtype in library.dtypes:
     for rows, width in ((1, 1), (3, 5), (2, 16), (1, 17), (4, 70), (1, 129)):
-        x, weight, out = torch.randn(rows, width).to(dtype), torch.randn(width).to(dtype), torch.zeros(rows, width).to(dtype)
-        call = [guarded(tensor) for tensor in (x, weight, out)]
-        assert library.function(library.call.pack(*call, rows, width, DTYPES[dtype], 1e-6)) == 0
-print("untouched")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout == "untouched\n", done.stderr
+        x, weight, out = torch.randn(rows, width), torch.randn(width), torch.zeros(rows, width)
+        given = [at_the_end(tensor.to(dtype)) for tensor in (x, weight, out)]
+        call = library.call.pack(*(tensor.data_ptr() for tensor in given), rows, width, DTYPES[dtype], 1e-6)
+        assert library.function(call) == 0
+        assert torch.equal(given[2], rms_norm(given[0], given[1], 1e-6, kernel="native"))
+""")
 
 
 # ---- Where torch serves. ----
@@ -216,16 +197,9 @@ def test_what_a_name_gets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("switch", ["off", "no compiler"])
 def test_without_a_library_torch_serves(switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_library, "found", None)
-    monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("CC", raising=False)
-    if switch == "off":
-        monkeypatch.setenv("SPECPLUG_NATIVE", "0")
-    else:
-        monkeypatch.setenv("PATH", str(tmp_path))
+    because = nothing_to_build_with(monkeypatch, tmp_path, norm_library, switch)
     x, weight = make((4, 64), torch.float32)
     assert torch.equal(rms_norm(x, weight, 1e-6), rms_norm_reference(x, weight, 1e-6))
-    because = "SPECPLUG_NATIVE=0 turns it off" if switch == "off" else "no C compiler is found"
     with pytest.raises(ValueError, match=because):
         rms_norm(x, weight, 1e-6, kernel="native")
     assert not serves_norms(torch.float32) and not (tmp_path / "cache").exists()
@@ -249,19 +223,9 @@ def test_a_library_that_is_wrong_is_not_used(
 ) -> None:
     """What is loaded is tried first: of these faults none gets by."""
     skip_without_library()
-    assert find_compiler()
-    monkeypatch.setattr(building, "FLAGS", tuple(flag.replace("-O3", "-O0") for flag in building.FLAGS))
-    monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
     if "last_lanes" in old and "avx512f" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("vectors have no second half here")
-    found = 0
-    for source in building.SOURCES.glob("*.[ch]"):
-        text = source.read_text()
-        if source.name in ("rms_norm.c", "lanes.h"):
-            found += text.count(old)
-            text = text.replace(old, new)
-        (tmp_path / source.name).write_text(text)
-    assert found == 1
-    monkeypatch.setattr(building, "SOURCES", tmp_path)
+    quick_build(monkeypatch, tmp_path)
+    changed_source(monkeypatch, tmp_path, "rms_norm.c", old, new)
     with pytest.raises(UnusableError, match=because):
         NormLibrary(build("rms_norm"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from library_tools import changed_source, nothing_to_build_with, quick_build, run_guarded, skip_without
 from torch import Tensor, nn
 
 from specplug_kernels import explain_linear, serves_weight, skinny_linear, skinny_rows, try_linear
 from specplug_kernels.native import build as building
-from specplug_kernels.native.build import build, find_compiler
+from specplug_kernels.native.build import build
 from specplug_kernels.native.library import UnusableError
 from specplug_kernels.native.linear_library import LinearLibrary, linear_library
 from specplug_kernels.processor import Processor
@@ -35,11 +35,7 @@ SHAPES = (
 
 
 def skip_without_library(dtype: torch.dtype = torch.float32) -> None:
-    found = linear_library()
-    if isinstance(found, str):
-        pytest.skip(f"compiled products are not available: {found}")
-    if dtype not in found.dtypes:
-        pytest.skip(f"compiled products do not serve {dtype} here")
+    skip_without(linear_library, dtype)
 
 
 def skip_unless_chosen() -> None:
@@ -151,36 +147,21 @@ def test_what_is_not_finite_stays_in_its_row(dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guards pages with Linux's mprotect")
 def test_nothing_behind_an_argument_is_touched() -> None:
-    """Arguments that end where a page ends, and the next page may be neither read nor written to."""
     skip_without_library()
-    program = """
-import ctypes, mmap, torch
+    run_guarded("""
+from specplug_kernels import skinny_linear
 from specplug_kernels.native.library import DTYPES
 from specplug_kernels.native.linear_library import linear_library
 
-libc, page, kept = ctypes.CDLL(None), mmap.PAGESIZE, []
-
-def guarded(values):
-    bytes_ = values.numel() * values.element_size()
-    size = (bytes_ + page - 1) // page * page
-    memory = mmap.mmap(-1, size + page)
-    kept.append(memory)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(ctypes.c_void_p(address + size), page, 0) == 0
-    ctypes.memmove(address + size - bytes_, values.data_ptr(), bytes_)
-    return address + size - bytes_
-
-for dtype in linear_library().dtypes:
+library = linear_library()
+for dtype in library.dtypes:
     for rows, outputs, inputs in ((1, 3, 5), (2, 7, 9), (3, 5, 17), (5, 13, 31), (6, 4, 40), (11, 25, 1)):
-        x, weight, bias = (torch.randn(*s).to(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
-        out = torch.zeros(rows, outputs, dtype=dtype)
-        call = [guarded(tensor) for tensor in (x, weight, bias, out)]
-        packed = linear_library().call.pack(*call, rows, outputs, inputs, DTYPES[dtype], 1)
-        assert linear_library().function(packed) == 0
-print("untouched")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout == "untouched\n", done.stderr
+        sizes = (rows, inputs), (outputs, inputs), (outputs,), (rows, outputs)
+        given = [at_the_end(torch.randn(*size).to(dtype)) for size in sizes]
+        call = library.call.pack(*(tensor.data_ptr() for tensor in given), rows, outputs, inputs, DTYPES[dtype], 1)
+        assert library.function(call) == 0
+        assert torch.equal(given[3], skinny_linear(*given[:3], kernel="native"))
+""")
 
 
 # ---- Where torch serves. ----
@@ -293,7 +274,7 @@ def test_without_torchs_threads_it_is_chosen_for_one_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
     skip_unless_chosen()
-    _quick_build(monkeypatch, tmp_path)
+    quick_build(monkeypatch, tmp_path)
     monkeypatch.setattr(linear_library, "found", None)
     monkeypatch.setattr(building, "torch_openmp", lambda: None)
     torch.set_num_threads(2)
@@ -306,23 +287,11 @@ def test_without_torchs_threads_it_is_chosen_for_one_only(
 # ---- The library. ----
 
 
-def _quick_build(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(building, "FLAGS", tuple(flag.replace("-O3", "-O0") for flag in building.FLAGS))
-    monkeypatch.setenv("SPECPLUG_CACHE", str(folder / "cache"))
-
-
 @pytest.mark.parametrize("switch", ["off", "no compiler"])
 def test_without_a_library_torch_serves(switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_library, "found", None)
-    monkeypatch.setenv("SPECPLUG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("CC", raising=False)
-    if switch == "off":
-        monkeypatch.setenv("SPECPLUG_NATIVE", "0")
-    else:
-        monkeypatch.setenv("PATH", str(tmp_path))
+    because = nothing_to_build_with(monkeypatch, tmp_path, linear_library, switch)
     given = make(4, 80, 64, torch.float32)
     assert torch.equal(skinny_linear(*given), nn.functional.linear(*given))
-    because = "SPECPLUG_NATIVE=0 turns it off" if switch == "off" else "no C compiler is found"
     with pytest.raises(ValueError, match=because):
         skinny_linear(*given, kernel="native")
     assert because in explain_linear(4, 256, 704) and not serves_weight(given[1])
@@ -348,14 +317,8 @@ def test_a_library_that_is_wrong_is_not_used(
 ) -> None:
     """What is loaded is tried first: of these faults none gets by."""
     skip_without_library()
-    assert find_compiler()
-    _quick_build(monkeypatch, tmp_path)
-    for source in building.SOURCES.glob("*.[ch]"):
-        (tmp_path / source.name).write_text(source.read_text())
-    text = (tmp_path / "linear.c").read_text()
-    assert text.count(old) == 1
-    (tmp_path / "linear.c").write_text(text.replace(old, new))
-    monkeypatch.setattr(building, "SOURCES", tmp_path)
+    quick_build(monkeypatch, tmp_path)
+    changed_source(monkeypatch, tmp_path, "linear.c", old, new)
     with pytest.raises(UnusableError, match=because):
         LinearLibrary(build("linear"))
 
