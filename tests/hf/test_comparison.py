@@ -177,6 +177,13 @@ def test_every_drafter_of_ours_is_in_the_table() -> None:
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
 
 
+def test_every_policy_of_ours_is_in_the_table() -> None:
+    """But `full`, which leaves nothing out, and `kvpress`, which needs that package."""
+    ours = {name for name in plugins().names("kv_policies") if plugins().get("kv_policies", name).source == "specplug"}
+    listed = {policy.partition(":")[0] for entry in ENTRIES for policy in entry.policies}
+    assert ours - {"full", "kvpress"} == listed - {"auto"}
+
+
 def test_who_cannot_take_part_is_told_why(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = (
         Entry("unheard_of", ("unheard_of",)),

@@ -36,8 +36,20 @@ class Entry:
     learns: bool = False
 
 
-# At a few hundred tokens of prompt only a narrow window leaves anything out.
-WINDOWS = ("streaming:sink=4,window=60", "streaming:sink=4,window=124")
+# At a few hundred tokens of prompt only a narrow view leaves anything out.
+BUDGETS = (64, 128)
+
+
+def _windows(policy: str) -> Entry:
+    """`self` over a window, of whose budget four positions are the first ones."""
+    return Entry(f"self ({policy})", ("self",), tuple(f"{policy}:sink=4,window={budget - 4}" for budget in BUDGETS))
+
+
+def _chosen(policy: str) -> Entry:
+    """`self` over positions that are chosen."""
+    return Entry(f"self ({policy})", ("self",), tuple(f"{policy}:budget={budget}" for budget in BUDGETS))
+
+
 ENTRIES = (
     Entry("none", ("none",)),
     Entry("prompt_lookup", ("prompt_lookup", "prompt_lookup:ngram=2")),
@@ -47,7 +59,11 @@ ENTRIES = (
         "lookahead",
         ("lookahead:window=3,ngram=3,guesses=2", "lookahead:window=4,ngram=4,guesses=3", "lookahead"),
     ),
-    Entry("self (streaming)", ("self",), WINDOWS),
+    _windows("streaming"),
+    _windows("lambda"),
+    _chosen("snapkv"),
+    _chosen("retrieval"),
+    _chosen("squeezed"),
     Entry("layer_skip (spread)", ("layer_skip",)),
     Entry("layer_skip (searched)", ("layer_skip:layers={layers}",)),
     Entry("model", ("model",), takes_draft=True),
