@@ -182,6 +182,9 @@ def test_every_policy_of_ours_is_in_the_table() -> None:
     ours = {name for name in plugins().names("kv_policies") if plugins().get("kv_policies", name).source == "specplug"}
     listed = {policy.partition(":")[0] for entry in ENTRIES for policy in entry.policies}
     assert ours - {"full", "kvpress"} == listed - {"auto"}
+    for entry in ENTRIES:
+        for policy in entry.policies:
+            Speculator(drafter="self", kv_policy=policy)  # whose options must go together
 
 
 def test_who_cannot_take_part_is_told_why(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

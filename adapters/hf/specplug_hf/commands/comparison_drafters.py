@@ -46,8 +46,9 @@ def _windows(policy: str) -> Entry:
 
 
 def _chosen(policy: str) -> Entry:
-    """`self` over positions that are chosen."""
-    return Entry(f"self ({policy})", ("self",), tuple(f"{policy}:budget={budget}" for budget in BUDGETS))
+    """`self` over the last positions and as many that are chosen."""
+    views = tuple(f"{policy}:budget={budget},window={budget // 2}" for budget in BUDGETS)
+    return Entry(f"self ({policy})", ("self",), views)
 
 
 ENTRIES = (
