@@ -11,7 +11,6 @@ from torch import Tensor
 from specplug_kernels import tree_attention_native
 from specplug_kernels.measured_rows import ATTENTION_ROWS
 from specplug_kernels.native.attention_library import AttentionLibrary, attention_library
-from specplug_kernels.native.library import DTYPES
 from specplug_kernels.processor import Processor, processor
 from specplug_kernels.processor import multiplies as _multiplies
 from specplug_kernels.processor import multiplies_blocks as _multiplies_blocks
@@ -116,8 +115,13 @@ def explain(
 def _auto(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:
     """What is asked in every layer of every forward: what `_better_torch` says, in one function (see ``try_linear``) and no words."""
     loaded, dtype = attention_library.found, query.dtype
-    if loaded is None and query.is_cpu and dtype in DTYPES:
-        loaded = attention_library()  # built while a prompt is read, not in the first round
+    if (
+        loaded is None
+        and tree_attention_native.why_not_sizes(dtype, query.device.type, query.shape[3], value.shape[3]) is None
+    ):
+        loaded = (
+            attention_library()
+        )  # built while a prompt is read, not in the first round, nor for what it would not serve
     if (
         isinstance(loaded, AttentionLibrary)
         and query.is_cpu

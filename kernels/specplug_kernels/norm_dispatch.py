@@ -76,6 +76,8 @@ def try_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
 
 def serves_norms(dtype: torch.dtype) -> bool:
     """Whether :func:`try_rms_norm` may compute in ``dtype`` here. May compile, like the first call."""
+    if dtype not in DTYPES:
+        return False  # nothing is built for that
     loaded = norm_library()
     return not isinstance(loaded, str) and dtype in loaded.dtypes and loaded.vectors
 

@@ -279,6 +279,12 @@ def test_the_first_call_builds_it(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.usefixtures("anew")
+def test_nothing_is_built_for_heads_that_are_not_served(cache: Path) -> None:
+    make_case(dim=20).run("auto")
+    assert attention_library.found is None and not cache.exists()
+
+
 def test_importing_builds_nothing(tmp_path: Path) -> None:
     program = "import specplug_kernels, specplug_hf.kernels; print(specplug_kernels.available_kernels())"
     environment = os.environ | {"SPECPLUG_CACHE": str(tmp_path / "cache")}

@@ -180,6 +180,11 @@ def test_it_is_chosen_for_few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert norm_numbers(torch.float64) == 0 and not serves_norms(torch.float64)
 
 
+def test_nothing_is_built_for_what_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_library, "found", None)
+    assert not serves_norms(torch.float64) and norm_library.found is None
+
+
 def test_what_a_name_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_unless_chosen()
     x, weight = make((9, 300), torch.float32)

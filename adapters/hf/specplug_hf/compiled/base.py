@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -9,7 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from specplug_hf.stand_ins import Answer, StandIns
 
 
-class CompiledLayers(StandIns):
+class CompiledLayers(StandIns, ABC):
     """Layers of `model` on a CPU, of this thread's forwards between `begin` and `end`, for `rows` rows.
 
     Left alone are modules with a forward of somebody else's (accelerate's hooks), and all of a model that is compiled, or any part of it.
@@ -23,17 +25,17 @@ class CompiledLayers(StandIns):
         super().__init__(found, [self.answer(module) for module in found])
         self.rows = self.rows_of(found)
 
+    @abstractmethod
     def takes(self, module: nn.Module) -> bool:
         """Whether the kernel may compute `module`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows_of(self, modules: list[nn.Module]) -> range:
         """Rows for which any of `modules` may be computed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, module: nn.Module) -> Answer:
         """What stands in for `module.forward`."""
-        raise NotImplementedError
 
     def pays(self, rows: int) -> bool:
         """Whether a forward of `rows` rows is worth beginning, and nothing is on in this thread that would have torch compute in

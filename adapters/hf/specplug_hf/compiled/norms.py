@@ -31,9 +31,9 @@ class Norms(CompiledLayers):
 
     def takes(self, module: nn.Module) -> bool:
         weight = _only_weight(module)
-        if weight is None or is_somebody_elses(module) or not weight.is_cpu or not serves_norms(weight.dtype):
+        if weight is None or is_somebody_elses(module) or not weight.is_cpu:
             return False
-        return epsilon_of(module) is not None
+        return epsilon_of(module) is not None and serves_norms(weight.dtype)
 
     def rows_of(self, modules: list[nn.Module]) -> range:
         most = (norm_numbers(m.weight.dtype) // m.weight.shape[0] for m in modules)  # type: ignore[arg-type, union-attr, operator, index]
