@@ -115,13 +115,8 @@ def explain(
 def _auto(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float) -> Tensor:
     """What is asked in every layer of every forward: what `_better_torch` says, in one function (see ``try_linear``) and no words."""
     loaded, dtype = attention_library.found, query.dtype
-    if (
-        loaded is None
-        and tree_attention_native.why_not_sizes(dtype, query.device.type, query.shape[3], value.shape[3]) is None
-    ):
-        loaded = (
-            attention_library()
-        )  # built while a prompt is read, not in the first round, nor for what it would not serve
+    if loaded is None and _could_serve(query, value):
+        loaded = attention_library()  # built while a prompt is read, not in the first round
     if (
         isinstance(loaded, AttentionLibrary)
         and query.is_cpu
@@ -139,6 +134,12 @@ def _auto(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor |
     joinable = is_joinable(key) and is_joinable(value)
     backend, _ = _choose_torch(query.shape, key.shape, dtype, query.device.type, joinable)
     return backend(query, key, value, prefix, bias, scale)
+
+
+def _could_serve(query: Tensor, value: Tensor) -> bool:
+    """Whether it is worth building the compiled kernel for such heads."""
+    dims = query.shape[3], value.shape[3]
+    return tree_attention_native.why_not_sizes(query.dtype, query.device.type, *dims) is None
 
 
 @lru_cache(maxsize=64)
