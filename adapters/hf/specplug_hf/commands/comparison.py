@@ -52,8 +52,7 @@ class Comparison:
         """Measure, print, write; 0, or 1 if an output differs by more than rounding explains."""
         about = environment(self.models)
         print(report.header(about))
-        prompts = self.arguments.prompts or PROMPTS
-        count = prompts + max(1, prompts // 2)
+        count = 2 * (self.arguments.prompts or PROMPTS)  # as many to choose on as to measure on
         chosen = texts(self.models, self.context, self.new_tokens, count, self.arguments.quiet)
         kinds = [Kind(name, chosen[name]) for name in KINDS]
         with tempfile.TemporaryDirectory(prefix="specplug-") as folder:

@@ -16,7 +16,7 @@ PLAIN = "plain"
 
 @dataclass(slots=True)
 class Kind:
-    """One kind of text. Options are chosen on every third text, and everybody is measured on the others."""
+    """One kind of text. Options are chosen on every other text, and everybody is measured on the rest."""
 
     name: str
     texts: list[Text]
@@ -26,12 +26,12 @@ class Kind:
     @property
     def chosen_on(self) -> list[Text]:
         """The texts that options are chosen on."""
-        return self.texts[1::3]
+        return self.texts[1::2]
 
     @property
     def measured(self) -> list[Text]:
         """The texts that are measured on."""
-        return [text for place, text in enumerate(self.texts) if place % 3 != 1]
+        return self.texts[::2]
 
     @property
     def share(self) -> float:
