@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ from generate_tools import Models as TinyModels
 from specplug import Drafter, OptionError, SpecStats, Speculator, UnsupportedError
 from specplug.cli import main
 from specplug.plugins import plugins
-from specplug_hf.commands import comparison, comparison_drafters, comparison_texts, measure
+from specplug_hf.commands import (
+    comparison,
+    comparison_drafters,
+    comparison_report,
+    comparison_result,
+    comparison_texts,
+    measure,
+)
 from specplug_hf.commands.comparison_drafters import ENTRIES, Entry, Resources, cast, contender
 from specplug_hf.commands.comparison_memory import MemoryWatch, storage_bytes, tensors_of
 from specplug_hf.commands.comparison_result import Kind
@@ -25,6 +32,7 @@ from specplug_hf.commands.measure import Sample, call
 from specplug_hf.commands.models import Models, load
 from specplug_hf.commands.options import ModelOptions
 from specplug_hf.commands.setups import OURS, Contender, Option
+from specplug_hf.commands.summary import Spread
 
 SMALL = ["--context", "48", "--new-tokens", "8", "--prompts", "1", "--runs", "2", "--quiet"]
 
@@ -242,10 +250,10 @@ def test_a_corpus_is_made_of_what_is_not_held_out(tmp_path: Path, monkeypatch: p
     )
 
 
-def sample(name: str, batch: int, repeat: int, rate: float, emitted: int = 0) -> Sample:
+def sample(name: str, batch: int, repeat: int, rate: float, emitted: int = 0, option: str = "option") -> Sample:
     """One of 101 tokens in one second at rate 100."""
     stats = SpecStats(row_rounds=10, emitted=emitted, proposed=40, accepted=emitted - 10) if emitted else None
-    return Sample(name, "option", batch, repeat, 100 / rate, 0.0, 101, 1, stats)
+    return Sample(name, option, batch, repeat, 100 / rate, 0.0, 101, 1, stats)
 
 
 def test_figures_are_of_pairs(tmp_path: Path) -> None:
@@ -262,6 +270,46 @@ def test_figures_are_of_pairs(tmp_path: Path) -> None:
     assert [text.name for text in kind.chosen_on] == ["1", "3"]
     assert [text.name for text in kind.measured] == ["0", "2"]
     assert kind.share == pytest.approx(0.1)
+
+
+def chosen_from() -> Kind:
+    """A union and its parts, tried with some trees on two texts; one part was not tried with every tree."""
+    kind = Kind(PROSE, [Text("0", (1,), 0.5)])
+    kind.choosing = [
+        *(sample("both", n, 0, 10, emitted, "parts=a+b, chain 4") for n, emitted in ((0, 30), (1, 50))),
+        *(sample("a", n, 0, 10, emitted, "chain 4") for n, emitted in ((0, 30), (1, 20))),
+        *(sample("b", n, 0, 10, emitted, "ngram=2, chain 4") for n, emitted in ((0, 10), (1, 60))),
+        sample("both", 0, 0, 10, 60, "parts=a+b, tree 8x4"),
+        sample("a", 0, 0, 10, 80, "tree 8x4"),
+        sample("both", 0, 0, 10, 90, "parts=a+b, chain 9"),
+    ]
+    return kind
+
+
+UNION = Entry("both", ("merged:parts=a+b",), parts=("a", "b"))
+
+
+def test_a_union_stands_beside_the_better_of_its_parts_with_the_same_tree() -> None:
+    assert chosen_from().beside_parts(UNION) == {"chain 4": (4.0, 3.5), "tree 8x4": (6.0, 8.0)}
+
+
+def test_nothing_of_the_table_is_cut_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(comparison_report, "ENTRIES", (replace(UNION, name="layer_skip (searched)"), UNION))
+    kinds = [chosen_from() for _ in KINDS]
+    for kind, kind.name in zip(kinds, KINDS, strict=True):
+        kind.samples = [sample("plain", 0, 0, 100)]
+    long = comparison_result.Figures("chain 4", Spread(15.13, 14.67, 15.48, 6), Spread(1, 1, 1, 1), 15.24, 1.0)
+    lines = [
+        comparison_result.Line(name, 81_000, {kind.name: long for kind in kinds})
+        for name in ("layer_skip (searched)", "both")
+    ]
+    comparison_report.show(lines, [], kinds)
+    printed = capsys.readouterr().out
+    assert "…" not in printed and printed.count("81.0 kB") == 2
+    assert printed.count("15.13 [14.67-15.48]") == 6 and printed.count("100 %") == 6
+    assert (
+        "both, length beside a or b with the same tree, prose: chain 4 4.00 to 3.50, tree 8x4 6.00 to 8.00" in printed
+    )
 
 
 @pytest.mark.usefixtures("few")

@@ -27,6 +27,7 @@ class Entry:
 
     It has the trees to choose from that suit it (`Drafter.shapes`), with each of `specifications` and `policies`.
     `learns`: from one call to the next, so it is made anew for every call: it would know the text from its last turn.
+    `parts`: the entries whose drafters it unites.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Entry:
     policies: tuple[str, ...] = ("auto",)
     takes_draft: bool = False
     learns: bool = False
+    parts: tuple[str, ...] = ()
 
 
 # At a few hundred tokens of prompt only a narrow view leaves anything out.
@@ -69,8 +71,8 @@ ENTRIES = (
     Entry("layer_skip (searched)", ("layer_skip:layers={layers}",)),
     Entry("model", ("model",), takes_draft=True),
     Entry("mlp_speculator", ("mlp_speculator:path={heads}",)),
-    Entry("merged", ("merged:parts=suffix+prompt_lookup",), learns=True),
-    Entry("merged (model)", ("merged:parts=model+suffix",), takes_draft=True, learns=True),
+    Entry("merged", ("merged:parts=suffix+prompt_lookup",), learns=True, parts=("suffix", "prompt_lookup")),
+    Entry("merged (model)", ("merged:parts=model+suffix",), takes_draft=True, learns=True, parts=("model", "suffix")),
 )
 
 
@@ -154,6 +156,11 @@ def _options(entry: Entry, settings: dict[str, Any]) -> Iterator[Option]:
         make: Callable[[], Speculator] = partial(Speculator, **settings, tree=Given(shape))
         label = _label(settings, shape)
         yield Option(label, fresh=make) if entry.learns else Option(label, {"assistant": make()})
+
+
+def tree_of(label: str) -> str:
+    """The tree in an option's label."""
+    return label.rpartition(", ")[2]
 
 
 def _label(settings: dict[str, Any], shape: TreeShape) -> str:

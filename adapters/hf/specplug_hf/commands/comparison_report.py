@@ -12,10 +12,10 @@ from rich.table import Table
 
 from specplug import OptionError
 from specplug.commands.plot import need_matplotlib
-from specplug_hf.commands.comparison_drafters import ENTRIES, Absent
+from specplug_hf.commands.comparison_drafters import ENTRIES, Absent, Entry
 from specplug_hf.commands.comparison_result import Figures, Kind, Line
 
-WIDTH = 140  # columns of the table
+WIDTH = 150  # columns of the table
 
 
 def show(found: Sequence[Line], absent: Sequence[Absent], kinds: Sequence[Kind]) -> None:
@@ -42,12 +42,27 @@ def show(found: Sequence[Line], absent: Sequence[Absent], kinds: Sequence[Kind])
     for entry in ENTRIES:
         if entry.name in missing:
             console.print(f"{entry.name} is not available: {missing[entry.name].why}", markup=False)
+    for entry in ENTRIES:
+        if entry.parts and entry.name in present:
+            _show_beside_parts(console, entry, kinds)
     for kind in kinds:
         console.print(
             f"{kind.name}, texts: {len(kind.measured)}; {100 * kind.share:.0f} % of the n-grams that the target writes stood "
             f"before; plain generate {kind.rate.text(0)} tokens/s",
             markup=False,
         )
+
+
+def _show_beside_parts(console: Console, entry: Entry, kinds: Sequence[Kind]) -> None:
+    """What uniting trees is worth: with the same tree, since each drafter's own choice is the fastest and not the longest."""
+    for kind in kinds:
+        lengths = kind.beside_parts(entry).items()
+        listed = ", ".join(f"{tree} {own:.2f} to {best:.2f}" for tree, (own, best) in lengths)
+        if listed:
+            parts = " or ".join(entry.parts)
+            console.print(
+                f"{entry.name}, length beside {parts} with the same tree, {kind.name}: {listed}", markup=False
+            )
 
 
 def _cells(figures: Figures) -> tuple[str, str, str]:

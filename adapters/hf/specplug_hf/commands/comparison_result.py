@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specplug_hf.commands.comparison_drafters import Absent
+from specplug_hf.commands.comparison_drafters import Absent, Entry, tree_of
 from specplug_hf.commands.comparison_texts import Text
 from specplug_hf.commands.measure import Sample
 from specplug_hf.commands.summary import Spread, by_contender, paired
@@ -47,16 +47,30 @@ class Kind:
         """Of the drafter `name`."""
         samples = by_contender(self.samples)[name]
         stats = [sample.stats for sample in samples if sample.stats is not None]
-        rounds, proposed = sum(s.row_rounds for s in stats), sum(s.proposed for s in stats)
+        proposed = sum(s.proposed for s in stats)
         speedup = paired(self.samples, name, PLAIN)
         assert speedup is not None  # plain was measured on the same prompts in the same turns
         return Figures(
             option=samples[0].option,
             speedup=speedup,
             rate=Spread.of(sample.rate for sample in samples),
-            accepted_length=sum(s.emitted for s in stats) / rounds if rounds else 1.0,
+            accepted_length=_length(samples),
             acceptance=sum(s.accepted for s in stats) / proposed if proposed else None,
         )
+
+    def beside_parts(self, entry: Entry) -> dict[str, tuple[float, float]]:
+        """By tree that `entry` and one of its parts were tried with: its accepted length, and the better part's, on the texts that
+        options are chosen on."""
+        tried: dict[str, dict[str, list[Sample]]] = {}
+        for sample in self.choosing:
+            tried.setdefault(sample.contender, {}).setdefault(tree_of(sample.option), []).append(sample)
+        own, parts = tried.get(entry.name, {}), [tried.get(name, {}) for name in entry.parts]
+        found = {}
+        for tree, samples in own.items():
+            lengths = [_length(part[tree]) for part in parts if tree in part]
+            if lengths:
+                found[tree] = _length(samples), max(lengths)
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the texts, and every call."""
@@ -69,6 +83,13 @@ class Kind:
             "samples": [sample.as_dict() for sample in self.samples],
             "choosing": [sample.as_dict() for sample in self.choosing],
         }
+
+
+def _length(samples: Sequence[Sample]) -> float:
+    """Accepted length over all rounds of `samples`; 1 without any."""
+    stats = [sample.stats for sample in samples if sample.stats is not None]
+    rounds = sum(s.row_rounds for s in stats)
+    return sum(s.emitted for s in stats) / rounds if rounds else 1.0
 
 
 @dataclass(frozen=True, slots=True)
