@@ -68,7 +68,7 @@ class Acceptance:
         if rows:
             ratio = odds_ratio(self.rows.level(rows, pooled), pooled)
             found = [scaled(p, ratio) for p in found]
-        return [p + (1 - p) * doubt for p in found]
+        return [p + (1 - p) * doubt for p in found] if doubt else found
 
     def others(self) -> list[float]:
         """P(child of rank k + 1 taken | the first was not), not rising with k."""

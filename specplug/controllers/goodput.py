@@ -11,7 +11,7 @@ Drafters of which little is known, or nothing new, are tried now and then (trial
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 from specplug.controllers.agenda import Agenda, Due
@@ -124,9 +124,8 @@ class Goodput(Controller):
         if option is None or self._worth(option) * self.margin < max(map(self._worth, rivals)):
             return None
         self._agenda.reviewed()
-        option = replace(option, reason=standing.option.reason)
-        streak = self._beliefs.in_streaks(option.arm, batch)
-        self._standing = replace(standing, key=self._key(batch), option=option, streak=streak)
+        option = option._replace(reason=standing.option.reason)
+        standing.reviewed(self._key(batch), option, self._beliefs.in_streaks(option.arm, batch))
         return option
 
     def _look(self, batch: Batch, situation: Hashable) -> Option:
@@ -135,7 +134,7 @@ class Goodput(Controller):
         options = [option for arm in self.arms if (option := self._offers.option(arm, batch)) is not None]
         best, rival = self._best(options)
         trial = self._trials.choose(options, best, batch, situation)
-        best = replace(best, reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
+        best = best._replace(reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
         # looked at often while little is known of it
         sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
         streak = self._beliefs.in_streaks(best.arm, batch)
@@ -143,13 +142,13 @@ class Goodput(Controller):
             situation=situation,
             key=self._key(batch),
             until=self._learnt.rounds[situation] + sure,
-            option=replace(best, reason=f"{best.reason}, at the last look"),
+            option=best._replace(reason=f"{best.reason}, at the last look"),
             streak=streak,
             rival=rival,
             plain=self._prices.plain,
         )
         self._agenda.looked(tries=trial is not None)
-        return best if trial is None else replace(trial, reason=reason_to_try(trial))
+        return best if trial is None else trial._replace(reason=reason_to_try(trial))
 
     def _best(self, options: list[Option]) -> tuple[Option, Option]:
         """The best option for all that is known, and the second best; the same twice if there is no other."""

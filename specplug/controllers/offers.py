@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import partial
 
 from specplug.acceptance import Acceptance
@@ -76,18 +75,18 @@ class Offers:
         if chain and seen.streaks.hold(batch.rows):
             trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
 
-        def whole(full: float, tokens: float) -> float:
-            """A drafter that finds nothing to propose costs a plain round; what is read once serves all that are left."""
-            return proposing * full + (1 - proposing) * plain + RISK * reading * tokens / batch.room
+        # a drafter that finds nothing to propose costs a plain round; what is read once serves all that are left
+        idle, read = (1 - proposing) * plain, RISK * reading / batch.room
 
-        costs = [
-            whole(full, tree.tokens) for tree, full in zip(trees, self._prices.trees(arm, trees, doubt), strict=True)
-        ]
-        seconds, tree = self._pick(list(zip(costs, trees, strict=True)))
+        def whole(full: float, tokens: float) -> float:
+            return proposing * full + idle + read * tokens
+
+        prices = self._prices.trees(arm, trees, doubt)
+        seconds, tree = self._pick([(whole(full, tree.tokens), tree) for full, tree in zip(prices, trees, strict=True)])
         if self._by_row and batch.num_rows > 1 and not doubt and not arm.drafter.indivisible:
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for
             wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
-            return replace(self._sized(arm, batch, seen, wider, whole), reading=reading)
+            return self._sized(arm, batch, seen, wider, whole)._replace(reading=reading)
         grown = partial(shape_of, first, later, chain, tree)
         return Option(arm, grown, tree.tokens, seconds, seen.samples, reading=reading)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from specplug.controllers.base import Arm, Plan, Prediction
 from specplug.host import Batch
 from specplug.tree import ROOT_ONLY, TreeShape
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """An arm with the tree that suits it best now. `tokens` expected a row, `seconds` predicted for the round.
 
     `grown` makes the tree: most options are only compared.
@@ -75,9 +75,13 @@ class Standing:
             plan = self._plan = self.option.plan(batch)
         return plan
 
+    def reviewed(self, key: Hashable, option: Option, streak: bool) -> None:
+        """It stands, with the tree that suits it by now."""
+        self.key, self.option, self.streak, self._plan = key, option, streak, None
+
     def rival_now(self, plain: float) -> Option:
         """What came second, where a plain round takes `plain` seconds by now."""
-        return replace(self.rival, seconds=self.rival.seconds * plain / self.plain)
+        return self.rival._replace(seconds=self.rival.seconds * plain / self.plain)
 
 
 def nothing() -> TreeShape:

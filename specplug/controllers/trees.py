@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from specplug.streaks import Streaks
 from specplug.tree import TreeShape
@@ -17,8 +17,7 @@ FINE = 50  # acceptance is rounded to 1 / 50: trees that differ by less are not 
 COARSE = 20  # where it is a hope only
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A tree and the tokens that a round with it is expected to yield a row, the bonus included."""
 
     size: int
@@ -54,7 +53,7 @@ def entire(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> 
 
 def in_streaks(trees: Sequence[Candidate], streaks: Streaks, of_all: float) -> tuple[Candidate, ...]:
     """The chains `trees` for rows that are all in a streak; `of_all`: acceptance of any row's tokens."""
-    return tuple(replace(tree, tokens=streaks.tokens(of_all, tree.size)) for tree in trees)
+    return tuple(tree._replace(tokens=streaks.tokens(of_all, tree.size)) for tree in trees)
 
 
 def shape_of(first: Sequence[float], later: Sequence[float], chain: bool, chosen: Candidate) -> TreeShape:

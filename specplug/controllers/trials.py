@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specplug.controllers.beliefs import Beliefs
 from specplug.controllers.memory import Learnt
@@ -93,4 +93,4 @@ class Trials:
             return None  # measured just now; whatever else is about as good must get its round, too
         settled = self.prices.plain_settled()
         doubt = (0.1 + STALE * waited) / math.sqrt(max(settled, 1))
-        return replace(plain, tokens=1 + min(0.5, doubt if settled else doubt + UNSETTLED))
+        return plain._replace(tokens=1 + min(0.5, doubt if settled else doubt + UNSETTLED))

@@ -42,13 +42,16 @@ class Scale(NamedTuple):
     @property
     def draft(self) -> Load:
         """One level of the draft."""
-        return self.level(self.nodes, self.depth)
+        return self.level(self.widest(self.nodes, self.depth))
 
-    def level(self, nodes: int, depth: int) -> Load:
-        """The same of a round with so many nodes and levels."""
-        widest = max(self.rows, (nodes - self.rows) // max(1, depth))
+    def widest(self, nodes: int, depth: int) -> int:
+        """Tokens of one level where there are so many nodes and levels."""
+        return max(self.rows, (nodes - self.rows) // max(1, depth))
+
+    def level(self, tokens: int) -> Load:
+        """One of so many tokens."""
         seen = self.context if self.budget is None else min(self.context, self.rows * self.budget)
-        return Load(self.rows, widest, seen)
+        return Load(self.rows, tokens, seen)
 
     @property
     def kind(self) -> tuple[str, int, int]:
@@ -115,13 +118,20 @@ class OnlineCost:
         `doubt` in [0, 1]: how far to forget what made them dearer than was thought at first.
         """
         ground, kinds = self._ground(like, situation, doubt), self.kinds.get(situation, {})
-        verifies: dict[int, float] = {}  # many trees have as many nodes
+        # many trees have as many nodes, or levels as wide
+        verifies: dict[int, float] = {}
+        levels: dict[int, float] = {}
         found, drafter, rows = [], like.drafter, like.rows
         for nodes, depth in sizes:
-            verify = verifies.get(nodes)
-            if verify is None:
-                verify = verifies[nodes] = ground.plain + sum(ground.verify(nodes))
-            seconds = verify + ground.draft(nodes, depth)
+            seconds = verifies.get(nodes)
+            if seconds is None:
+                seconds = verifies[nodes] = ground.plain + sum(ground.verify(nodes))
+            if depth and nodes != rows:
+                widest = like.widest(nodes, depth)
+                level = levels.get(widest)
+                if level is None:
+                    level = levels[widest] = ground.forward(widest)
+                seconds += depth * level
             kind = kinds.get((drafter, round(nodes / rows), depth))
             found.append(seconds if kind is None else seconds * math.exp(kind.factor.value * (1 - doubt)))
         return found
@@ -220,7 +230,11 @@ class _Ground(NamedTuple):
         """`depth` forwards of the draft, for so many nodes; 0 for a round that verifies roots alone."""
         if not depth or nodes == self.work.rows:
             return 0.0
-        return self.level * depth * self.prior.draft(self.work.drafter, self.work.level(nodes, depth))
+        return depth * self.forward(self.work.widest(nodes, depth))
+
+    def forward(self, tokens: int) -> float:
+        """One forward of the draft, for so many tokens."""
+        return self.level * self.prior.draft(self.work.drafter, self.work.level(tokens))
 
     def parts(self, nodes: int, depth: int) -> _Parts:
         """Of a round that verifies `nodes` over all rows, behind `depth` forwards of the draft."""

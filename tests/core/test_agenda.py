@@ -26,7 +26,7 @@ class Deciding:
         while self.goodput._standing is None:
             self.round()
         self.agenda = Agenda(self.goodput._learnt, self.goodput._beliefs)
-        option = replace(self.goodput._standing.option, tokens=2 * SURPRISE)
+        option = self.goodput._standing.option._replace(tokens=2 * SURPRISE)
         self.standing: Any = replace(self.goodput._standing, until=10**6, option=option)
         self.goodput._learnt.thinking.spare = 1.0
 
