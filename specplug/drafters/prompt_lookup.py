@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +16,8 @@ from specplug.host import Batch
 from specplug.needs import Need
 from specplug.tree import TreeBatch, TreeShape, chain_trees, roots_only
 from specplug.trees import Chain
+
+UTF32 = f"utf-32-{sys.byteorder[0]}e"  # without a mark of the order of bytes
 
 
 @dataclass
@@ -44,50 +48,62 @@ class PromptLookup(Drafter):
         batch, length = request.batch, request.shape.depth
         if length == 0:
             return roots_only(batch.roots)
-        start, matched = find_continuation(batch, self.ngram)
-        history, ends = batch.history, batch.history_ends
-        assert history is not None and ends is not None  # Need.HISTORY
-        known = ends - start  # tokens from the continuation's start to the root
-        counts = torch.where(matched >= known, length, known.clamp(max=length)).where(matched >= self.shortest, 0)
-        longest = int(counts.max())
-        if longest == 0:
+        assert batch.history is not None  # Need.HISTORY
+        look_up = _in_strings if batch.history.device.type == "cpu" else _in_tensors
+        tokens, counts = look_up(batch, self.ngram, self.shortest, length)
+        if not tokens.shape[1]:
             return roots_only(batch.roots)
-        columns = start[:, None] + torch.arange(longest, device=history.device) % known[:, None].clamp(min=1)
-        tokens = history.gather(1, columns.clamp(max=history.shape[1] - 1))
         return chain_trees(batch.roots, tokens, counts if batch.num_rows > 1 else None)
 
 
-def find_continuation(batch: Batch, ngram: int) -> tuple[Tensor, Tensor]:
-    """Where the text goes on after the most recent earlier occurrence of the longest matching suffix.
+def _in_strings(batch: Batch, ngram: int, shortest: int, length: int) -> tuple[Tensor, Tensor]:
+    """What follows, at most `length` tokens a row: [B, L] and how many of them, [B]; both int64.
 
-    Returns the column of the first continuing token and how many tokens before it match, at most `ngram`; both [B] int64.
+    Texts become strings with a character a token, which Python searches in less time than a dozen tensor operations start in.
     """
     history, ends, starts = batch.history, batch.history_ends, batch.history_starts
     assert history is not None and ends is not None and starts is not None
-    find = _among_equals if history.device.type == "cpu" else _everywhere
-    return find(history, ends, starts, ngram)
+    codes, width = history.int().contiguous(), history.shape[1]
+    characters = ctypes.string_at(codes.data_ptr(), codes.nbytes)
+    found = []
+    for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        first, last = (4 * (row * width + column) for column in (start, end))
+        try:
+            text = characters[first:last].decode(UTF32, "surrogatepass")
+        except UnicodeDecodeError:  # a vocabulary of more than a million tokens
+            return _in_tensors(batch, ngram, shortest, length)
+        found.append(_continuation(text, ngram, shortest, length))
+    counts = [len(tokens) for tokens in found]
+    longest = max(counts)
+    padded = "".join([tokens.ljust(longest, "\0") for tokens in found])
+    return torch.tensor([*map(ord, padded)]).view(len(found), longest), torch.tensor(counts)
 
 
-def _among_equals(history: Tensor, ends: Tensor, starts: Tensor, ngram: int) -> tuple[Tensor, Tensor]:
-    """Looks only where the root's token stands, which are few places: to know them, a device would have to be waited for."""
-    width = history.shape[1]
-    column = torch.arange(width)
-    equal = history == history.gather(1, ends[:, None] - 1)
-    equal &= (column < ends[:, None] - 1) & (column >= starts[:, None])
-    rows, places = equal.nonzero(as_tuple=True)
-    first, last = starts[rows], ends[rows] - 1
-    run, unbroken = torch.ones_like(places), torch.ones_like(places, dtype=torch.bool)
-    for back in range(1, min(ngram, width)):
-        here = places - back  # below zero it counts from the end, and is not before the row's first token
-        unbroken = unbroken & (here >= first) & (history[rows, here] == history[rows, last - back])
-        run += unbroken
-    # the longest match, and among equals the most recent
-    best = torch.zeros_like(ends).scatter_reduce_(0, rows, run * width + places, "amax")
-    return best % width + 1, best // width
+def _continuation(text: str, ngram: int, shortest: int, length: int) -> str:
+    """What followed the most recent earlier occurrence of the longest suffix of `text`."""
+    for matched in range(min(ngram, len(text) - 1), shortest - 1, -1):
+        place = text.rfind(text[-matched:], 0, -1)
+        if place >= 0:
+            known = text[place + matched :]
+            return (known * (length if matched >= len(known) else 1))[:length]
+    return ""
 
 
-def _everywhere(history: Tensor, ends: Tensor, starts: Tensor, ngram: int) -> tuple[Tensor, Tensor]:
-    """Looks at every place at once."""
+def _in_tensors(batch: Batch, ngram: int, shortest: int, length: int) -> tuple[Tensor, Tensor]:
+    """The same where the texts are on a device, of which only the longest continuation's length is asked."""
+    history, ends = batch.history, batch.history_ends
+    assert history is not None and ends is not None
+    start, matched = _after_last(batch, ngram)
+    known = ends - start  # tokens from the continuation's start to the root
+    counts = torch.where(matched >= known, length, known.clamp(max=length)).where(matched >= shortest, 0)
+    columns = start[:, None] + torch.arange(int(counts.max()), device=history.device) % known[:, None].clamp(min=1)
+    return history.gather(1, columns.clamp(max=history.shape[1] - 1)), counts
+
+
+def _after_last(batch: Batch, ngram: int) -> tuple[Tensor, Tensor]:
+    """The column after the most recent earlier occurrence of the longest suffix, and how many tokens match, at most `ngram`; both [B] int64."""
+    history, ends, starts = batch.history, batch.history_ends, batch.history_starts
+    assert history is not None and ends is not None and starts is not None
     width = history.shape[1]
     column = torch.arange(width, device=history.device)
     # run[b, j]: how many tokens up to column j equal as many tokens up to the root, at most `ngram`

@@ -51,17 +51,17 @@ def proposed(trees, row):
 texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize("find", [prompt_lookup._among_equals, prompt_lookup._everywhere])  # on a CPU, on devices
+@pytest.mark.parametrize("look_up", [prompt_lookup._in_strings, prompt_lookup._in_tensors])  # on a CPU, on devices
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), rows=texts, ngram=st.integers(1, 4), shortest=st.integers(1, 4), length=st.integers(0, 5))
-def test_against_a_slow_reference(find, rows, data, ngram, shortest, length):
+def test_against_a_slow_reference(look_up, rows, data, ngram, shortest, length):
     """Ragged starts and ends, pads that look like text, matches that run into the root, rows too short to match."""
     shortest = min(shortest, ngram)
     starts = [data.draw(st.integers(0, 4)) for _ in rows]
     tail = data.draw(st.integers(0, 3))
     width = max(start + len(row) for start, row in zip(starts, rows, strict=True)) + tail
     batch = batch_of(rows, starts, width)
-    with mock.patch.object(prompt_lookup, "_among_equals", find):
+    with mock.patch.object(prompt_lookup, "_in_strings", look_up):
         trees = PromptLookup(ngram, shortest).draft(DraftRequest(batch, Chain(length).build()))
     for row, text in enumerate(rows):
         assert int(trees.tokens[row, 0]) == text[-1]
@@ -87,6 +87,15 @@ def test_against_a_slow_reference(find, rows, data, ngram, shortest, length):
 def test_examples(text, continuation):
     trees = PromptLookup().draft(DraftRequest(batch_of([text], [0], len(text)), Chain(10).build()))
     assert proposed(trees, 0) == continuation
+
+
+@pytest.mark.parametrize("token", [0, 0xD800, 0xDFFF, 0xFFFE, 0xFEFF, 0x10FFFF, 0x110000, 2**31 - 1])
+def test_any_token_can_be_looked_up(token):
+    """Also those that are no characters, or marks among them."""
+    trees = PromptLookup().draft(
+        DraftRequest(batch_of([[1, token, 3, 0xD801, token, 1, token]], [2], 12), Chain(4).build())
+    )
+    assert proposed(trees, 0) == [3, 0xD801, token, 1]
 
 
 def test_a_tree_gives_its_depth_as_length():
