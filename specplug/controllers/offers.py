@@ -45,7 +45,7 @@ class Offers:
         reading = self._reading.seconds(arm, batch, self._prices.plain, self._prices.forward)
         if reading is None:
             return None
-        if arm.shape.is_chain or self._by_row:
+        if self._by_row:
             return self._made(arm, batch, doubt, reading)
         key, situation = (arm.label, doubt > 0), self._situation(arm, batch, doubt, reading)
         kept = self._kept.get(key)
@@ -54,12 +54,13 @@ class Offers:
         return kept[1]
 
     def _situation(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Hashable:
-        """While this stays, so does what was computed: trees are many, and those of a drafter that is not used change little."""
-        samples, rows, room = self._beliefs.of(arm, batch.sampling).samples, batch.rows, min(batch.room, 16)
+        """While this stays, so does what was computed: a drafter's trees change little as long as nothing is seen of it."""
+        seen, rows, room = self._beliefs.of(arm, batch.sampling), batch.rows, min(batch.room, 16)
         plain = self._prices.plain
         price = round(32 * math.log(plain + 1e-9))
         read = round(64 * reading / plain / batch.room)  # what it adds to a token's price, of that of a plain one
-        return rows, room, batch.context // 64, price, read, samples, round(16 * doubt)
+        streak = arm.shape.is_chain and seen.streaks.hold(rows)
+        return rows, room, batch.context // 64, price, read, seen.samples, streak, round(16 * doubt)
 
     def _made(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Option:
         plain, seen = self._prices.plain, self._beliefs.of(arm, batch.sampling)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
@@ -105,15 +106,20 @@ def _past(batch: Batch, back: Sequence[int]) -> Batch:
     """The rows of `batch`, again and again, each as it was `back` tokens ago."""
     assert batch.history is not None and batch.history_ends is not None and batch.history_starts is not None
     times = len(back) // batch.num_rows
+
+    def again(of_rows: Tensor) -> Tensor:
+        shape = (times, *(1 for _ in of_rows.shape[1:]))
+        return of_rows.repeat(shape) if batch.num_rows > 1 else of_rows.expand(times, *of_rows.shape[1:])
+
     ago = torch.tensor(back, device=batch.history.device)
-    history, starts = batch.history.repeat(times, 1), batch.history_starts.repeat(times)
-    ends = torch.maximum(batch.history_ends.repeat(times) - ago, starts + 1)
+    history, starts = again(batch.history), again(batch.history_starts)
+    ends = torch.maximum(again(batch.history_ends) - ago, starts + 1)
     return replace(
         batch,
         rows=batch.rows * times,
         roots=history.gather(1, ends[:, None] - 1).squeeze(1),
-        lengths=batch.lengths.repeat(times) - ago,
-        seeds=batch.seeds.repeat(times),
+        lengths=again(batch.lengths) - ago,
+        seeds=again(batch.seeds),
         history=history,
         history_ends=ends,
         history_starts=starts,
