@@ -59,7 +59,7 @@ class Offers:
         plain = self._prices.plain
         price = round(32 * math.log(plain + 1e-9))
         read = round(64 * reading / plain / batch.room)  # what it adds to a token's price, of that of a plain one
-        streak = arm.shape.is_chain and seen.streaks.hold(rows)
+        streak = (seen.streaks.tried, seen.streaks.taken) if arm.shape.is_chain and seen.streaks.hold(rows) else None
         return rows, room, batch.context // 64, price, read, seen.samples, streak, round(16 * doubt)
 
     def _made(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Option:

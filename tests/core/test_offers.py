@@ -1,0 +1,67 @@
+"""What a drafter has to offer is kept as long as nothing changes that it depends on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from specplug.controllers import Goodput, Memory
+from specplug.controllers.base import Arm
+from specplug.host import Batch
+
+from .test_controllers import HOST, World, batch_of, finished_round
+
+ROWS = 2
+
+
+def generation(seed: int) -> Iterator[tuple[Goodput, Batch]]:
+    """A planner between the rounds of a generation, before it plans and after; streaks of the lookup come and go."""
+    world, rng = (
+        World(model=0.7, lookup=lambda written: 0.98 if written // 40 % 2 else 0.2, noise=0.0),
+        random.Random(seed),
+    )
+    goodput = Goodput().open(world.arms(), HOST, Memory())
+    written = [0] * ROWS
+    while max(written) < 300:
+        batch = batch_of(ROWS, 50 + max(written), 310 - max(written))
+        yield goodput, batch
+        plan = goodput.plan(batch)
+        yield goodput, batch
+        paths = [world.path(plan, tokens, rng) for tokens in written]
+        written = [tokens + len(path) for tokens, path in zip(written, paths, strict=True)]
+        goodput.observe(finished_round(plan, batch, paths, [len(path) for path in paths], world.seconds(plan, ROWS)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_is_worth_what_it_would_be_worth_made_now(seed: int) -> None:
+    compared = 0
+    for goodput, batch in generation(seed):
+        if goodput._standing is None:
+            continue
+        for arm in goodput.arms[:-1]:
+            kept, fresh = goodput._offers.option(arm, batch), goodput._offers._made(arm, batch, 0.0, 0.0)
+            assert kept is not None
+            assert kept.rate == pytest.approx(fresh.rate, rel=0.05)
+            compared += 1
+    assert compared > 100
+
+
+def test_what_is_offered_is_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def counted(self: Any, arm: Arm, *more: Any) -> Any:
+        made.append(arm.label)
+        return compute(self, arm, *more)
+
+    *_, (goodput, batch) = generation(0)
+    compute = type(goodput._offers)._made
+    goodput._ledger.post()
+    first = [goodput._offers.option(arm, batch) for arm in goodput.arms]
+    monkeypatch.setattr(type(goodput._offers), "_made", counted)
+    assert [goodput._offers.option(arm, batch) for arm in goodput.arms] == first
+    assert made == []
+    goodput._offers.option(goodput.arms[0], batch, doubt=0.5)  # a hope, of which nothing was known
+    assert made == [goodput.arms[0].label]
