@@ -108,8 +108,7 @@ def _past(batch: Batch, back: Sequence[int]) -> Batch:
     times = len(back) // batch.num_rows
 
     def again(of_rows: Tensor) -> Tensor:
-        shape = (times, *(1 for _ in of_rows.shape[1:]))
-        return of_rows.repeat(shape) if batch.num_rows > 1 else of_rows.expand(times, *of_rows.shape[1:])
+        return of_rows.expand(times, *of_rows.shape).flatten(0, 1)  # a single row is not copied
 
     ago = torch.tensor(back, device=batch.history.device)
     history, starts = again(batch.history), again(batch.history_starts)

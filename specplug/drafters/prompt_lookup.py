@@ -84,8 +84,10 @@ def _continuation(text: str, ngram: int, shortest: int, length: int) -> str:
     for matched in range(min(ngram, len(text) - 1), shortest - 1, -1):
         place = text.rfind(text[-matched:], 0, -1)
         if place >= 0:
-            known = text[place + matched :]
-            return (known * (length if matched >= len(known) else 1))[:length]
+            start = place + matched
+            if matched >= len(text) - start:
+                return (text[start:] * length)[:length]
+            return text[start : start + length]
     return ""
 
 
