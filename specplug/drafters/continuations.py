@@ -96,8 +96,6 @@ def best_nodes(found: list[Occurrence], size: int, rule: Rule) -> list[Node]:
     weighted = [(2.0 ** (matched - longest), follows) for matched, follows in found if matched > longest - NEAR]
     total = sum(weight for weight, _ in weighted)
     size = min(size, int(rule.per_match * longest))
-    if len(weighted) == 1:  # a chain, as most are: nothing to weigh
-        return [Node(token, parent, 1.0) for parent, token in enumerate(weighted[0][1][:size])]
     nodes: list[Node] = []
     waiting: list[
         tuple[float, int, int, int, int, list[Weighted]]
