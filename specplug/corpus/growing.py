@@ -28,6 +28,7 @@ class GrowingText:
         # the last place of every gram's hash, of grams that are still whole
         self._latest: tuple[dict[int, int], ...] = tuple({} for _ in GRAMS)
         self._earlier = tuple(array("q") for _ in GRAMS)  # the place before each with the same hash, -1 = none
+        self._chains = tuple(zip(GRAMS, self._latest, self._earlier, strict=True))
         self.extend(tokens)
 
     def __len__(self) -> int:
@@ -43,42 +44,43 @@ class GrowingText:
         """Add `tokens` at the end."""
         start = len(self.tokens)
         self.tokens.extend(tokens)
-        for gram, latest, earlier in zip(GRAMS, self._latest, self._earlier, strict=True):
+        stop = len(self.tokens)
+        for gram, latest, earlier in self._chains:
             first = max(start, gram - 1)  # no whole gram ends before it
-            earlier.extend([-1] * (min(first, len(self.tokens)) - len(earlier)))
-            for place, key in enumerate(self._keys(gram, first, len(self.tokens)), first + self._gone):
+            if len(earlier) < first:
+                earlier.extend([-1] * (min(first, stop) - len(earlier)))
+            for place in range(first, stop):
+                key = self._key(gram, place)
                 earlier.append(latest.get(key, -1))
-                latest[key] = place
+                latest[key] = place + self._gone
 
     def cut(self, length: int) -> None:
         """Take back all but the first `length` tokens: nothing of the others is found any more."""
-        for gram, latest, earlier in zip(GRAMS, self._latest, self._earlier, strict=True):
-            for key in reversed(self._keys(gram, max(length, gram - 1), len(self.tokens))):
+        for gram, latest, earlier in self._chains:
+            for place in range(len(self.tokens) - 1, max(length, gram - 1) - 1, -1):
                 before = earlier.pop()  # the newest first: what each has hidden is there again
                 if before < self._gone + gram - 1:
-                    del latest[key]
+                    del latest[self._key(gram, place)]
                 else:
-                    latest[key] = before
+                    latest[self._key(gram, place)] = before
             del earlier[length:]
         del self.tokens[length:]
 
     def let_go(self, count: int) -> None:
         """Forget the first `count` tokens."""
         self._gone += count
-        for gram, latest, earlier in zip(GRAMS, self._latest, self._earlier, strict=True):
+        for gram, latest, earlier in self._chains:
             whole = self._gone + gram - 1  # the first place that a whole gram ends in, from now on
-            for key in self._keys(gram, gram - 1, min(count + gram - 1, len(self.tokens))):
+            for place in range(gram - 1, min(count + gram - 1, len(self.tokens))):
+                key = self._key(gram, place)
                 if latest.get(key, whole) < whole:
                     del latest[key]
             del earlier[:count]
         del self.tokens[:count]
 
-    def _keys(self, gram: int, first: int, stop: int) -> list[int]:
-        """The hashes of the grams that end in the places [first, stop)."""
-        if gram == 1:
-            return self.tokens[first:stop]
-        tail = self.tokens[first - gram + 1 : stop]
-        return [hash(tokens) for tokens in zip(*(tail[shift:] for shift in range(gram)), strict=False)]
+    def _key(self, gram: int, place: int) -> int:
+        """The hash of the gram that ends in `place`."""
+        return self.tokens[place] if gram == 1 else hash(tuple(self.tokens[place - gram + 1 : place + 1]))
 
     def find(self, ending: Sequence[int], stop: int, most: int) -> list[tuple[int, int]]:
         """Where the text says what `ending`, a list of tokens, ends in, before the place `stop`.
@@ -89,7 +91,7 @@ class GrowingText:
         found: list[tuple[int, int]] = []
         seen: set[int] = set()
         longest = 0
-        for gram, latest, earlier in zip(GRAMS, self._latest, self._earlier, strict=True):
+        for gram, latest, earlier in self._chains:
             if gram > min(most, len(ending)):
                 continue
             key = ending[-1] if gram == 1 else hash(tuple(ending[-gram:]))

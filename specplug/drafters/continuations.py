@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import repeat
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from specplug.corpus.occurrences import NEAR, Occurrence
 from specplug.drafters.padding import padded_trees
 from specplug.errors import OptionError
-from specplug.tree import TreeBatch, chain_trees, roots_only
+from specplug.tree import TreeBatch, TreeShape, chain_trees, roots_only
 
 Weighted = tuple[float, Sequence[int]]  # an occurrence: how much it counts, and what follows there
 
@@ -63,18 +65,21 @@ class Rule:
 
 
 def continuation_trees(
-    roots: Tensor, found: Sequence[list[Occurrence]], size: int, rule: Rule, explain: bool = False
+    roots: Tensor, found: Sequence[list[Occurrence]], shape: TreeShape, rule: Rule, explain: bool = False
 ) -> TreeBatch:
-    """The most probable nodes that `rule` allows for every row, at most `size`: `roots` [B] int64, on their device.
+    """The most probable nodes that `rule` allows for every row, at most `shape.size`: `roots` [B] int64, on their device.
 
-    `found`: of each row; no tree is deeper than it looks ahead. Nodes stand in order of falling probability. `explain`: give the
-    probabilities too.
+    `found`: of each row; no tree is deeper than it looks ahead. Where `shape` is a chain so is every row's tree: of the ways to go
+    on the most probable. Nodes stand in order of falling probability. `explain`: give the probabilities too.
     """
-    nodes = [best_nodes(row, size, rule) for row in found]
+    if shape.is_chain:
+        nodes = [likeliest_path(row, shape.size, rule) for row in found]
+    else:
+        nodes = [best_nodes(row, shape.size, rule) for row in found]
     longest = max(map(len, nodes))
     if not longest:
         return roots_only(roots)
-    chains = all(node.parent == place for row in nodes for place, node in enumerate(row))
+    chains = shape.is_chain or all(node.parent == place for row in nodes for place, node in enumerate(row))
     trees = _as_chains(roots, nodes, longest) if chains else _as_trees(roots, nodes, longest)
     if not explain:
         return trees
@@ -87,21 +92,34 @@ def continuation_trees(
     return replace(trees, confidence=torch.tensor(confidence, dtype=torch.float32, device=roots.device))
 
 
+def likeliest_path(found: list[Occurrence], size: int, rule: Rule) -> list[Node]:
+    """A single path: at each token the way that most of the occurrences go, the longest match's among equals."""
+    members, total, size = _weighted(found, size, rule)
+    path: list[Node] = []
+    share = 1.0
+    while len(members) > 1 and len(path) < size:
+        branches = _branches(members, len(path))
+        if not branches:
+            return path
+        token, weight, members = max(branches, key=itemgetter(1))
+        share = weight / total
+        if share < rule.min_probability:
+            return path
+        path.append(Node(token, len(path), share))
+    for _, follows in members:  # the only one that is left goes on as it goes on
+        rest = follows[len(path) : size]
+        path += map(Node, rest, range(len(path), size), repeat(share))
+    return path
+
+
 def best_nodes(found: list[Occurrence], size: int, rule: Rule) -> list[Node]:
     """The nodes of one row, the most probable first: a parent before its child, the longer match before its equals."""
-    if not found:
-        return []
-    longest = max(matched for matched, _ in found)
-    # powers of two: sums of them are exact, so that no child outweighs its parent
-    weighted = [(2.0 ** (matched - longest), follows) for matched, follows in found if matched > longest - NEAR]
-    total = sum(weight for weight, _ in weighted)
-    size = min(size, int(rule.per_match * longest))
+    members, total, size = _weighted(found, size, rule)
     nodes: list[Node] = []
     waiting: list[
         tuple[float, int, int, int, int, list[Weighted]]
     ] = []  # minus weight, order, token, parent, depth, whose
     parent, depth, order = 0, 0, 0
-    members = weighted
     while len(nodes) < size:
         for token, share, part in _branches(members, depth):
             if share >= rule.min_probability * total:
@@ -115,6 +133,14 @@ def best_nodes(found: list[Occurrence], size: int, rule: Rule) -> list[Node]:
     return nodes
 
 
+def _weighted(found: list[Occurrence], size: int, rule: Rule) -> tuple[list[Weighted], float, int]:
+    """The occurrences that count, what they weigh together, and how many nodes they may propose: at most `size`."""
+    longest = max((matched for matched, _ in found), default=0)
+    # powers of two: sums of them are exact, so that no child outweighs its parent
+    members = [(2.0 ** (matched - longest), follows) for matched, follows in found if matched > longest - NEAR]
+    return members, sum(weight for weight, _ in members), min(size, int(rule.per_match * longest))
+
+
 def _branches(members: list[Weighted], depth: int) -> list[tuple[int, float, list[Weighted]]]:
     """What occurrences that have gone on alike for `depth` tokens say next: token, weight, and who says so; only the `one` of most."""
     groups: dict[int, list[Weighted]] = {}
@@ -125,11 +151,13 @@ def _branches(members: list[Weighted], depth: int) -> list[tuple[int, float, lis
 
 
 def _as_chains(roots: Tensor, nodes: Sequence[list[Node]], longest: int) -> TreeBatch:
-    """One tensor goes to the device: how long each row's chain is, and its tokens."""
-    packed = [[len(row), *(node.token for node in row), *[0] * (longest - len(row))] for row in nodes]
+    """One tensor goes to the device: each row's tokens and, if they are not the same, how many."""
+    tokens = [[node.token for node in row] for row in nodes]
+    if all(len(row) == longest for row in tokens):
+        return chain_trees(roots, torch.tensor(tokens, device=roots.device))
+    packed = [[*row, *[0] * (longest - len(row)), len(row)] for row in tokens]
     there = torch.tensor(packed, device=roots.device)
-    full = all(len(row) == longest for row in nodes)
-    return chain_trees(roots, there[:, 1:], None if full else there[:, 0])
+    return chain_trees(roots, there[:, :-1], there[:, -1])
 
 
 def _as_trees(roots: Tensor, nodes: Sequence[list[Node]], longest: int) -> TreeBatch:

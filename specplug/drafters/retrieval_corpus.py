@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
-import torch
 from torch import Tensor
 
 from specplug.corpus.files import TOKENS, corpus_files, read_text
 from specplug.corpus.loading import load_corpus
 from specplug.drafters.base import Drafter, DraftRequest
 from specplug.drafters.continuations import Rule, continuation_trees
+from specplug.drafters.row_texts import newest
 from specplug.errors import OptionError
-from specplug.host import Batch
 from specplug.needs import Need
 from specplug.tree import TreeBatch, TreeShape, roots_only
 from specplug.trees import Chain, Sequoia
@@ -101,14 +100,6 @@ class RetrievalCorpus(Drafter):
         batch, shape = request.batch, request.shape
         if not shape.size:
             return roots_only(batch.roots)
-        found = [self._corpus.occurrences(ending, PLACES, shape.depth) for ending in endings_of(batch, self.max_match)]
-        return continuation_trees(batch.roots, found, shape.size, self._rule, request.explain)
-
-
-def endings_of(batch: Batch, most: int) -> list[list[int]]:
-    """The last `most` tokens of each row, or all it has; waits for the device, once."""
-    history, starts, ends = batch.history, batch.history_starts, batch.history_ends
-    assert history is not None and starts is not None and ends is not None  # Need.HISTORY
-    columns = ends[:, None] + torch.arange(-most, 0, device=history.device)
-    packed = torch.cat([(ends - starts)[:, None], history.gather(1, columns.clamp_(min=0))], 1).tolist()
-    return [tokens[max(0, most - length) :] for length, *tokens in packed]
+        endings = [ending for _, _, ending in newest(batch, self.max_match)]
+        found = [self._corpus.occurrences(ending, PLACES, shape.depth) for ending in endings]
+        return continuation_trees(batch.roots, found, shape, self._rule, request.explain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from specplug.round import Round
 
 RECENT = 32  # newest tokens of a row that are copied every round; a row that has more to catch up is copied whole
+INTEGERS = ctypes.POINTER(ctypes.c_int64)
+Newest = tuple[int, int, list[int]]
 GONE = 1024  # rows that have left and are remembered: a round with them may still be looked at
 
 
@@ -32,11 +35,9 @@ class RowTexts:
 
     def read(self, batch: Batch) -> list[GrowingText]:
         """Take over what `batch` says, which nothing newer is known than: each row's text. Waits for the device, once."""
-        starts, ends = _bounds(batch)
-        packed = torch.cat([starts[:, None], ends[:, None], _recent(batch, RECENT)], 1).tolist()
         return [
-            self._write(batch, place, (start, end), end - start, recent[max(0, RECENT - (end - start)) :])
-            for place, (start, end, *recent) in enumerate(packed)
+            self._write(batch, place, (start, end), end - start, recent)
+            for place, (start, end, recent) in enumerate(newest(batch, RECENT))
         ]
 
     def observe(self, finished: Round) -> None:
@@ -77,7 +78,8 @@ class RowTexts:
         if text is None:
             text = self._texts[row] = GrowingText()
             self._firsts[row] = end - start
-        text.cut(min(length, len(text)))  # the host may have taken something back
+        if len(text) > length:
+            text.cut(length)  # the host has taken something back
         begin = length - len(newest)
         known = newest[: max(0, len(text) - begin)]
         # it has missed too much, or is another text of the same name
@@ -87,6 +89,29 @@ class RowTexts:
             known = newest[: end - start - begin]
         text.extend(newest[len(known) :])
         return text
+
+
+def newest(batch: Batch, count: int) -> list[Newest]:
+    """Of each row where its text begins and ends in the history, and its last tokens, at most `count`. Waits for the device, once."""
+    assert batch.history is not None  # Need.HISTORY
+    return _in_place(batch, count) if batch.history.device.type == "cpu" else _packed(batch, count)
+
+
+def _in_place(batch: Batch, count: int) -> list[Newest]:
+    """`newest` of what is in the CPU's memory: each tensor operation that is spared is a hundredth of a small model's step."""
+    assert batch.history is not None
+    starts, ends = _bounds(batch)
+    history = batch.history.contiguous()
+    tokens, width = ctypes.cast(history.data_ptr(), INTEGERS), history.shape[1]
+    bounds = zip(range(0, len(history) * width, width), starts.tolist(), ends.tolist(), strict=True)
+    return [(start, end, tokens[row + max(start, end - count) : row + end]) for row, start, end in bounds]
+
+
+def _packed(batch: Batch, count: int) -> list[Newest]:
+    """`newest` of what is on another device: one copy of one tensor."""
+    starts, ends = _bounds(batch)
+    packed = torch.cat([starts[:, None], ends[:, None], _recent(batch, count)], 1).tolist()
+    return [(start, end, recent[max(0, count - (end - start)) :]) for start, end, *recent in packed]
 
 
 def _bounds(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 SuffixDecoding (arXiv 2411.04975; Arctic Inference). The paper keeps a suffix tree of each request and one of all outputs; here
 both are texts with chains of equal n-grams (corpus/growing.py), which answer the same question: where the longest end of the text
 stands, and what share of these places goes which way. In both alike the longer match counts for more, wherever it stands.
+What is proposed is what was planned, as there: a chain of the likeliest tokens, or a tree.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Suffix(Drafter):
         if self.memory and (self.sampled or not batch.sampling):
             for row, text in zip(found, texts, strict=True):
                 row += self._shared.occurrences(text.tokens, self.max_match, shape.depth)
-        return continuation_trees(batch.roots, found, shape.size, self._rule, request.explain)
+        return continuation_trees(batch.roots, found, shape, self._rule, request.explain)
 
     def observe(self, finished: Round) -> None:
         if self.memory:

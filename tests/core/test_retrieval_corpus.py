@@ -19,6 +19,7 @@ from specplug.drafters.base import DraftRequest
 from specplug.drafters.continuations import Rule, continuation_trees
 from specplug.drafters.retrieval_corpus import PLACES, RetrievalCorpus
 from specplug.errors import OptionError, UnsupportedError
+from specplug.tree import TreeShape
 from specplug.trees import Chain, Sequoia
 
 from .test_round import ALARM, PROMPTS, generate, host_of, p_value
@@ -94,7 +95,7 @@ def test_trees_against_loops_over_the_documents(tmp_path_factory, pieces, rows, 
     pieces[0] = [*pieces[0], 0]  # a corpus has two tokens
     write_tokens(file, [torch.tensor(piece) for piece in pieces])
     drafter = RetrievalCorpus(file, max_match=5, min_probability=least, per_match=per_match).open(WordHost())
-    shape = Sequoia(size, depth).build()
+    shape = data.draw(st.sampled_from([Sequoia(size, depth), Chain(size)])).build()
     starts = [data.draw(st.integers(0, 3)) for _ in rows]
     trees = drafter.draft(DraftRequest(batch_of(rows, starts), shape))
     for row, text in enumerate(rows):
@@ -107,16 +108,16 @@ def test_trees_against_loops_over_the_documents(tmp_path_factory, pieces, rows, 
         found = sorted(found, key=lambda pair: -pair[0])
         most = min(shape.size, int(drafter.per_match * longest_of(found)))
         if len(found) <= PLACES:
-            check_tree(trees, row, shares_in_words(found), most, drafter.min_probability)
+            check_tree(trees, row, shares_in_words(found), shape, most, drafter.min_probability)
 
 
 def test_nothing_is_proposed_where_the_places_go_many_ways():
     """A round that proposes anything costs more than one that does not."""
     pieces = torch.tensor([number for last in range(1, 6) for number in (0, last)])
     contexts, rule = Contexts.of(in_pieces([pieces]), 4), Rule("retrieval_corpus", 0.3, 2.0)
-    found = [contexts.occurrences([9, 0], PLACES, 4)]
-    assert len(found[0]) == 5 and continuation_trees(torch.tensor([0]), found, 8, rule).num_nodes == 1
-    assert continuation_trees(torch.tensor([0]), found, 8, Rule("retrieval_corpus", 0.1, 2.0)).num_nodes == 3
+    found, wide = [contexts.occurrences([9, 0], PLACES, 4)], TreeShape((-1, *[0] * 8))
+    assert len(found[0]) == 5 and continuation_trees(torch.tensor([0]), found, wide, rule).num_nodes == 1
+    assert continuation_trees(torch.tensor([0]), found, wide, Rule("retrieval_corpus", 0.1, 2.0)).num_nodes == 3
 
 
 def test_files_are_read_in_order_as_the_targets_tokens(tmp_path):

@@ -17,8 +17,9 @@ from specplug.corpus import growing
 from specplug.corpus.growing import GrowingText
 from specplug.corpus.occurrences import NEAR
 from specplug.corpus.shared import SharedTexts
+from specplug.drafters import row_texts
 from specplug.drafters.base import DraftRequest
-from specplug.drafters.row_texts import RECENT, RowTexts
+from specplug.drafters.row_texts import RowTexts
 from specplug.drafters.suffix import Suffix
 from specplug.errors import OptionError
 from specplug.host import Batch
@@ -103,14 +104,33 @@ def paths_of(trees, row):
     return [tuple(trees.tokens[row][ancestors[node]].tolist()[1:]) for node in range(1, trees.num_nodes) if real[node]]
 
 
-def check_tree(trees, row, shares, size, least):
-    """The most probable paths, parents first. Equally probable ones may be chosen freely."""
+def check_tree(trees, row, shares, shape, most, least):
+    """At most `most` nodes. Equally probable ones may be chosen freely."""
+    check = check_chain if shape.is_chain else check_nodes
+    check(trees, row, shares, most, least)
+
+
+def check_nodes(trees, row, shares, most, least):
+    """The most probable paths, parents first."""
     paths = paths_of(trees, row)
-    allowed = sorted((share for share in shares.values() if share >= least), reverse=True)[:size]
+    allowed = sorted((share for share in shares.values() if share >= least), reverse=True)[:most]
     assert len(set(paths)) == len(paths)
     assert [shares[path] for path in paths] == pytest.approx(allowed)
     for place, path in enumerate(paths):
         assert len(path) == 1 or path[:-1] in paths[:place]
+
+
+def check_chain(trees, row, shares, most, least):
+    """Each token the most probable behind those before it, as long as it is probable enough."""
+    path = ()
+    for node in paths_of(trees, row):
+        assert node[:-1] == path and shares[node] == best_behind(path, shares) >= least
+        path = node
+    assert len(path) == most or best_behind(path, shares) < max(least, 1e-9)
+
+
+def best_behind(path, shares):
+    return max((share for other, share in shares.items() if other[:-1] == path), default=0.0)
 
 
 texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=3)
@@ -127,7 +147,7 @@ def test_trees_against_loops_over_the_texts(rows, others, data, max_match, size,
     drafter = opened(Suffix(max_match=max_match, min_probability=least, per_match=per_match))
     for other in others:
         drafter._shared.add(other)
-    shape = Sequoia(size, depth).build()
+    shape = data.draw(st.sampled_from([Sequoia(size, depth), Chain(size)])).build()
     batch = batch_of(rows, starts)
     trees = drafter.draft(DraftRequest(batch, shape))
     assert trees.tokens[:, 0].tolist() == [row[-1] for row in rows]
@@ -135,7 +155,7 @@ def test_trees_against_loops_over_the_texts(rows, others, data, max_match, size,
     for row, text in enumerate(rows):
         found = occurrences_in_words(text, others, max_match, shape.depth)
         most = min(shape.size, int(per_match * longest_of(found)))
-        check_tree(trees, row, shares_in_words(found), most, least)
+        check_tree(trees, row, shares_in_words(found), shape, most, least)
     check_confidence(drafter, batch, shape, trees, rows, others)
 
 
@@ -295,7 +315,7 @@ def test_a_round_seen_after_its_row_has_left_brings_nothing_back():
 
 
 def test_only_the_newest_tokens_are_copied(monkeypatch):
-    """Of a row that is known, `RECENT` columns; whole rows only where they are new or have missed more, not when some is taken back."""
+    """Of a row that is known, its last tokens; whole rows only where they are new or have missed more, not when some is taken back."""
     copied, real = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: copied.append(tuple(self.shape)) or real(self))
     known, text = RowTexts(), list(range(200))
@@ -303,7 +323,19 @@ def test_only_the_newest_tokens_are_copied(monkeypatch):
         batch = batch_of([text[:length]])
         copied.clear()
         known.read(batch)
-        assert copied == [(1, 2 + RECENT), *whole]  # where the text stands, and its end
+        assert copied == [(1,), (1,), *whole]  # where the text stands
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts, st.data(), st.integers(1, 9))
+def test_the_newest_tokens_are_the_same_from_every_device(rows, data, count):
+    """In place on a CPU, also where a row's tokens do not stand beside each other, and packed into one tensor elsewhere."""
+    starts = [data.draw(st.integers(0, 3)) for _ in rows]
+    batch = batch_of(rows, starts)
+    if data.draw(st.booleans()):
+        batch = replace(batch, history=batch.history.T.contiguous().T)
+    said = [(start, start + len(row), row[-count:]) for row, start in zip(rows, starts, strict=True)]
+    assert row_texts.newest(batch, count) == row_texts._packed(batch, count) == said
 
 
 # --- texts that grow
