@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from specplug_kernels import tree_attention_native
-from specplug_kernels.measured_rows import ATTENTION_ROWS
+from specplug_kernels.measured_rows import attention_rows
 from specplug_kernels.native.attention_library import AttentionLibrary, attention_library
 from specplug_kernels.processor import Processor, processor
 from specplug_kernels.processor import multiplies as _multiplies
-from specplug_kernels.processor import multiplies_blocks as _multiplies_blocks
 from specplug_kernels.reference import tree_attention_reference
 from specplug_kernels.tree_attention_native import native
 from specplug_kernels.tree_attention_sdpa import sdpa, split
@@ -30,8 +29,6 @@ LONG_HEAD_DIM = 128
 LONG_ROWS = 4
 LONG_COLUMNS = 2048
 """Vectors of so many numbers: up to so many rows two matmuls take 0.65 to 0.8 of the fused kernel's time, from 6 rows on the same."""
-BLOCK_ROWS = 8
-"""Up to so many packed rows reading the cache is what takes the time, so that one that multiplies blocks (AMX) has little to gain: not measured there."""
 
 
 def tree_attention(
@@ -127,9 +124,8 @@ def _auto(query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor |
         and value.stride(3) == 1
         and not (torch.is_grad_enabled() and tree_attention_native.wants_gradients(query, key, value, bias))
     ):
-        rows, blocks = query.shape[1] // key.shape[1] * query.shape[2], _multiplies_blocks()
-        threads, dims = torch.get_num_threads(), (query.shape[3], value.shape[3])
-        if rows <= _most_rows(loaded, dtype, dims, processor(), blocks, threads):
+        rows, dims = query.shape[1] // key.shape[1] * query.shape[2], (query.shape[3], value.shape[3])
+        if rows <= _most_rows(loaded, dtype, dims, processor(), torch.get_num_threads()):
             return loaded(query, key, value, prefix, bias, scale)
     joinable = is_joinable(key) and is_joinable(value)
     backend, _ = _choose_torch(query.shape, key.shape, dtype, query.device.type, joinable)
@@ -144,15 +140,14 @@ def _could_serve(query: Tensor, value: Tensor) -> bool:
 
 @lru_cache(maxsize=64)
 def _most_rows(
-    loaded: AttentionLibrary, dtype: torch.dtype, dims: tuple[int, int], kind: Processor, blocks: bool, threads: int
+    loaded: AttentionLibrary, dtype: torch.dtype, dims: tuple[int, int], kind: Processor, threads: int
 ) -> int:
-    """Packed rows up to which the compiled kernel is the better one, on a processor of `kind` (`blocks`: that multiplies them) and so many
-    threads; 0 where it does not serve."""
+    """Packed rows up to which the compiled kernel is the better one, on a processor of `kind` and so many threads; 0 where it does not
+    serve."""
     unserved = tree_attention_native.why_not_sizes(dtype, "cpu", *dims) is not None or dtype not in loaded.dtypes
     if unserved or tree_attention_native.why_slow(threads) is not None:
         return 0
-    most = ATTENTION_ROWS[kind][dtype]
-    return min(most, BLOCK_ROWS) if blocks and dtype not in _FULL_PRECISION else most
+    return attention_rows(kind, dtype, dims[0])
 
 
 def _better_torch(
@@ -168,12 +163,8 @@ def _better_torch(
     if obstacle is not None:
         return obstacle
     rows = compiled.packed_rows(query_shape, key_shape)
-    most = ATTENTION_ROWS[processor()][dtype]
-    if rows > most:
-        return f"{rows} packed rows, more than {most}"
-    if rows > BLOCK_ROWS and dtype not in _FULL_PRECISION and _multiplies_blocks():
-        return f"{rows} packed rows, and the processor multiplies blocks of them: on such a one it was not measured"
-    return None
+    most = attention_rows(processor(), dtype, query_shape[3])
+    return f"{rows} packed rows, more than {most}" if rows > most else None
 
 
 def _choose_torch(

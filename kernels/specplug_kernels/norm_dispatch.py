@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from specplug_kernels.measured_rows import NORM_NUMBERS
 from specplug_kernels.native.library import DTYPES
 from specplug_kernels.native.norm_library import NormLibrary, norm_library
+from specplug_kernels.processor import processor
 from specplug_kernels.reference import rms_norm_reference
 
 NORM_KERNELS = ("auto", "native", "torch")
@@ -67,7 +68,7 @@ def try_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
         and weight.is_contiguous()
         and x.ndim
         and x.shape[-1:] == weight.shape
-        and 0 < x.numel() <= NORM_NUMBERS[dtype]
+        and 0 < x.numel() <= NORM_NUMBERS[processor()][dtype]
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
     ):
         return None
@@ -84,7 +85,7 @@ def serves_norms(dtype: torch.dtype) -> bool:
 
 def norm_numbers(dtype: torch.dtype) -> int:
     """Of how many numbers :func:`try_rms_norm` may compute the norms at once: with more, torch's threads share what ours has alone."""
-    return NORM_NUMBERS.get(dtype, 0)
+    return NORM_NUMBERS[processor()].get(dtype, 0)
 
 
 def why_not_norm(x: Tensor, weight: Tensor) -> str | None:

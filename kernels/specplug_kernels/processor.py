@@ -10,10 +10,11 @@ import torch
 
 
 class Processor(StrEnum):  # asked for in every layer: text has a hash of its own, an Enum computes one
-    """What the compiled kernels were measured on, as far as it differs in what is faster there. None of the last three has AMX."""
+    """What the compiled kernels were measured on, as far as it differs in what is faster there."""
 
     USUAL = "with AVX2, and any other"
-    INTEL = "Intel's, with AVX-512 and its products of bf16"
+    AMX = "Intel's, which multiplies blocks of sixteen rows in bf16 at a time"
+    INTEL = "Intel's, with AVX-512 and its products of bf16, but not of blocks"
     OLDER_INTEL = "Intel's, with AVX-512 and without products of bf16"
     AMD = "AMD's, with AVX-512"
 
@@ -21,8 +22,10 @@ class Processor(StrEnum):  # asked for in every layer: text has a hash of its ow
 @cache
 def processor() -> Processor:
     """Which of them this one is."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or multiplies_blocks():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return Processor.USUAL
+    if torch.cpu._is_amx_tile_supported():
+        return Processor.AMX
     try:
         says = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -32,12 +35,6 @@ def processor() -> Processor:
     if "GenuineIntel" not in says:
         return Processor.USUAL
     return Processor.INTEL if "avx512_bf16" in says else Processor.OLDER_INTEL
-
-
-@cache
-def multiplies_blocks() -> bool:
-    """Whether this CPU multiplies blocks of sixteen rows in bf16 at a time (AMX)."""
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 @cache

@@ -20,6 +20,7 @@ from specplug_kernels.native import library as loading
 from specplug_kernels.native.attention_library import AttentionLibrary, attention_library
 from specplug_kernels.native.build import BuildError, build, cache_folder, find_compiler, is_whole
 from specplug_kernels.native.library import UnusableError
+from specplug_kernels.processor import Processor
 
 SHAPES = (1, 8, 2, 32), (1, 2, 300, 32)
 
@@ -308,12 +309,13 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         assert because in explain(query, key, dtype=dtype).partition("(not native: ")[2]
     assert "native" not in explain(*SHAPES, device="cuda")
-    many = (1, 8, 4, 32), (1, 2, 300, 32)
-    for blocks in (False, True):
-        monkeypatch.setattr(dispatch, "_multiplies_blocks", lambda blocks=blocks: blocks)
+    many = (1, 8, 16, 64), (1, 2, 300, 64)
+    for kind in Processor:
+        monkeypatch.setattr(dispatch, "processor", lambda kind=kind: kind)
         assert explain(*SHAPES, dtype=torch.bfloat16).startswith("native: ")
         assert explain(*many).startswith("native: ")
-        assert ("16 packed rows, and the processor multiplies blocks" in explain(*many, dtype=torch.bfloat16)) == blocks
+        blocks = kind is Processor.AMX
+        assert ("64 packed rows, more than 32" in explain(*many, dtype=torch.bfloat16)) == blocks
 
 
 @pytest.mark.parametrize(
@@ -340,15 +342,26 @@ def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) 
     assert served == [kernel]
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("kind", [Processor.USUAL, Processor.AMX])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_a_call_gets_what_is_explained(dtype: torch.dtype, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_gets_what_is_explained(dtype: torch.dtype, kind: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both say the same of every shape, the one in words."""
     skip_without_library()
     served: list[str] = []
-    monkeypatch.setattr(dispatch, "_multiplies_blocks", lambda: blocks)
+    monkeypatch.setattr(dispatch, "processor", lambda: kind)
     monkeypatch.setattr(AttentionLibrary, "__call__", lambda *given: served.append("native"))
-    for nodes, dim in ((1, 32), (4, 32), (5, 32), (40, 32), (200, 32), (2, 20), (2, 256), (2, 264)):
+    for nodes, dim in (
+        (1, 32),
+        (32, 32),
+        (33, 32),
+        (40, 32),
+        (8, 128),
+        (9, 128),
+        (200, 32),
+        (2, 20),
+        (2, 256),
+        (2, 264),
+    ):
         case = make_case(kv_heads=2, groups=2, nodes=nodes, dim=dim, columns=300, prefix=300)
         query, key, value = (x.to(dtype) for x in (case.query, case.key, case.value))
         served.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from specplug_kernels import norm_numbers, rms_norm, rms_norm_reference, serves_
 from specplug_kernels.native.build import build
 from specplug_kernels.native.library import UnusableError
 from specplug_kernels.native.norm_library import NormLibrary, norm_library
+from specplug_kernels.processor import Processor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (1, 7, 8, 15, 16, 17, 31, 64, 100, 128, 129, 256, 1000)
@@ -171,9 +173,11 @@ def test_gradients_are_torchs() -> None:
 
 def test_it_is_chosen_for_few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_unless_chosen()
-    for dtype in DTYPES:
+    module = sys.modules[norm_numbers.__module__]
+    for dtype, kind in itertools.product(DTYPES, Processor):
         if not serves_norms(dtype):
             continue
+        monkeypatch.setattr(module, "processor", lambda kind=kind: kind)
         most = norm_numbers(dtype) // 256
         assert try_rms_norm(*make((most, 256), dtype), 1e-6) is not None
         assert try_rms_norm(*make((most + 1, 256), dtype), 1e-6) is None

@@ -236,6 +236,7 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("processor", "most"),
     [
+        (Processor.AMX, (32, 8, 32)),
         (Processor.INTEL, (20, 24, 20)),
         (Processor.OLDER_INTEL, (48, 256, 256)),
         (Processor.AMD, (128, 8, 256)),
@@ -327,7 +328,8 @@ def test_a_library_that_is_wrong_is_not_used(
     ("capability", "blocks", "says", "pairs", "expected"),
     [
         ("AVX2", False, "GenuineIntel", True, Processor.USUAL),
-        ("AVX512", True, "GenuineIntel", True, Processor.USUAL),
+        ("AVX512", True, "GenuineIntel", True, Processor.AMX),
+        ("AVX2", True, "GenuineIntel", True, Processor.USUAL),
         ("AVX512", False, "GenuineIntel", True, Processor.INTEL),
         ("AVX512", False, "GenuineIntel", False, Processor.OLDER_INTEL),
         ("AVX512", False, "AuthenticAMD", True, Processor.AMD),
@@ -344,6 +346,7 @@ def test_the_processor_is_told_by_what_it_can_do_and_who_made_it(
         return f"vendor_id\t: {says}\nflags\t\t: avx512f{' avx512_bf16' if pairs else ''}\n"
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(module := sys.modules[Processor.__module__], "multiplies_blocks", lambda: blocks)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: blocks)
+    module = sys.modules[Processor.__module__]
     monkeypatch.setattr(module.Path, "read_text", read)
     assert module.processor.__wrapped__() is expected
