@@ -225,6 +225,8 @@ def test_an_entry_has_every_tree_that_suits_it_with_every_policy(models: Models,
     assert [s.shapes[0] for s in speculators if s is not None] == [*shapes, *shapes]
     assert [s.drafters[0].budget for s in speculators if s is not None] == [13] * len(shapes) + [16] * len(shapes)
     assert len({option.label for option in made.options}) == 2 * len(shapes)
+    assert len({option.tree for option in made.options}) == len(shapes)
+    assert all(option.label.endswith(f", {option.tree}") for option in made.options)
 
 
 def test_what_learns_is_made_anew_for_every_call(models: Models, tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_a_corpus_is_made_of_what_is_not_held_out(tmp_path: Path, monkeypatch: p
 def sample(name: str, batch: int, repeat: int, rate: float, emitted: int = 0, option: str = "option") -> Sample:
     """One of 101 tokens in one second at rate 100."""
     stats = SpecStats(row_rounds=10, emitted=emitted, proposed=40, accepted=emitted - 10) if emitted else None
-    return Sample(name, option, batch, repeat, 100 / rate, 0.0, 101, 1, stats)
+    return Sample(name, option, batch, repeat, 100 / rate, 0.0, 101, 1, stats, tree=option.rpartition(", ")[2])
 
 
 def test_figures_are_of_pairs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,24 @@ def test_head_dims(dim: int, dtype: torch.dtype) -> None:
     for nodes in (1, 2, 4, 8, 13, 16):
         make_case(batch=2, kv_heads=2, nodes=nodes, columns=45, prefix=30, dim=dim, dtype=dtype).check()
         make_case(nodes=nodes, columns=45, prefix=30, dim=16, value_dim=dim, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96, 128, 256])
+def test_heads_that_the_processor_may_multiply_in_blocks(dim: int) -> None:
+    """Whole blocks, what is left of them, more rows than one has; as exact as the tiles that add up in fp32."""
+    for columns, nodes in itertools.product((1, 15, 16, 31, 32, 33, 47, 48, 63, 64, 65, 130, 700), (5, 15, 16, 17, 40)):
+        make_case(
+            nodes=nodes, columns=columns, prefix=columns // 2, dim=dim, value_dim=32 + columns % 3 * 32, dtype=torch.bfloat16
+        ).check()
+
+
+def test_torch_may_use_the_same_registers_in_between() -> None:
+    """Before and after, torch's own products of blocks are what they are."""
+    x, weight = torch.randn(64, 512).bfloat16(), torch.randn(512, 512).bfloat16()
+    expected = x @ weight
+    for _ in range(3):
+        make_case(batch=2, kv_heads=2, nodes=9, columns=900, prefix=800, dim=64, dtype=torch.bfloat16).check()
+        assert torch.equal(x @ weight, expected)
 
 
 @pytest.mark.parametrize("rows", [*range(1, 20), 33, 64])

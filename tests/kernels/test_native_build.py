@@ -244,6 +244,26 @@ def test_a_library_that_does_not_do_what_it_should_is_not_used(
         AttentionLibrary(build())
 
 
+BLOCK_FAULTS = {
+    "no scale": ("*(vector_at *)(scores + c * SIDE) *= all_wide(scale);", ""),
+    "columns twice": ("_tile_loadd(4, at + SIDE * stride + d * 2, stride);", "_tile_loadd(4, at + d * 2, stride);"),
+    "old sums as they were": ("if (decay[r] != 1.0f)", "if (0)"),
+    "not turned": ("turn(pairs), turn(left);", ""),
+    "half of a value twice": ("_tile_loadd(5, paired[g] + SIDE * SIDE, LINE);", "_tile_loadd(5, paired[g], LINE);"),
+    "odd ones first": ("_mm512_srli_epi32(one, 16)", "_mm512_andnot_si512(upper, one)"),
+}
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="the processor does not multiply blocks (AMX)")
+@pytest.mark.parametrize(("old", "new"), BLOCK_FAULTS.values(), ids=BLOCK_FAULTS)
+def test_a_library_whose_blocks_are_wrong_is_not_used(
+    old: str, new: str, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changed_source(monkeypatch, tmp_path, "blocks.h", old, new)
+    with pytest.raises(UnusableError, match="in torch.bfloat16 it is off by"):
+        AttentionLibrary(build())
+
+
 @pytest.mark.usefixtures("anew")
 def test_what_is_missing_is_said_once_and_torch_serves(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture

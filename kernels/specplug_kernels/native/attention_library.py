@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from specplug_kernels.reference import tree_attention_reference
 
 TRIED = ((2, 7), (1, 13), (1, 11), (2, 9), (1, 25))
 """Groups and nodes whose packed rows go in tiles of 8, 4, 2 and 1, and of 16 where there are such: whole ones and padded ones."""
+DIMS = ((24, 40), (32, 64))
+"""Of keys and values in a trial: any, and those that are multiplied in blocks where the processor does."""
 COLUMNS, TAIL = 700, 40
 """Of a trial: blocks that threads share, and a part that masks may hide."""
 
@@ -61,9 +64,9 @@ class AttentionLibrary(Library):
         return out
 
     def trials(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-        for groups, nodes in TRIED:
-            query = numbers(2, 2 * groups, nodes, 24).to(dtype)
-            key, value = numbers(2, 2, COLUMNS, 24).to(dtype), numbers(2, 2, COLUMNS, 40).to(dtype)
+        for (groups, nodes), (dim, value_dim) in product(TRIED, DIMS):
+            query = numbers(2, 2 * groups, nodes, dim).to(dtype)
+            key, value = numbers(2, 2, COLUMNS, dim).to(dtype), numbers(2, 2, COLUMNS, value_dim).to(dtype)
             for prefix in (COLUMNS - TAIL, 0):
                 bias = _hiding(nodes, COLUMNS - prefix, dtype)
                 wanted = tree_attention_reference(query, key, value, prefix=prefix, bias=bias, scale=0.5)

@@ -22,8 +22,6 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent
-SHARED = "lanes.h"
-"""What all sources include."""
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fPIC")
 OPENMP = "-fopenmp"
 SECONDS = 300
@@ -138,7 +136,7 @@ def _not_ours(status: os.stat_result) -> str | None:
 def _key(name: str, compiler: Sequence[str], version: str, openmp: Path | None) -> str:
     """What a library depends on, as a short hash: a home may be shared by machines, and a compiler may be replaced."""
     threads = "" if openmp is None else f"{openmp} {openmp.stat().st_size} {openmp.stat().st_mtime_ns}"
-    sources = [(SOURCES / file).read_text() for file in (f"{name}.c", SHARED)]
+    sources = [file.read_text() for file in (SOURCES / f"{name}.c", *sorted(SOURCES.glob("*.h")))]
     parts = [*sources, *FLAGS, *compiler, version, platform.machine(), _processor(), threads]
     return DIGEST("\0".join(parts).encode()).hexdigest()[:24]
 

@@ -4,7 +4,8 @@
    a block of columns serves all tiles while it is in the cache, so that K and V come from memory once. A tile's scores lie column
    after column, [column][row]: a vector of eight holds 8 / R columns, and running maximum and sum are vectors in which a
    row stands in every R-th lane. In a tile of 16 every row has a lane of its own from the dot products on: nothing is added up over
-   lanes, which for short heads takes longer than the products.
+   lanes, which for short heads takes longer than the products. Where the processor multiplies blocks, such a tile's products of
+   bfloat16 are blocks (blocks.h).
 
    Threads share all blocks of all KV heads evenly. A KV head that several threads had a part of is merged at the end. */
 
@@ -17,7 +18,8 @@
 #include <omp.h>
 #endif
 
-#include "lanes.h"
+#include "ahead.h"
+#include "blocks.h"
 
 #ifdef __AVX512F__
 #define SUMS 16 /* vectors of sums at a time: half of the registers */
@@ -42,9 +44,16 @@ struct call {
     double scale;
 };
 
+/* Whether a call's wide tiles are multiplied in blocks. */
+static int in_blocks(const struct call *call) {
+    const int fits = call->dtype == BFLOAT16 && call->dim % DEEP == 0 && call->value_dim % DEEP == 0;
+    return fits && blocks_permitted();
+}
+
 /* A call's sizes: packed rows, tiles of them, columns a block, blocks a KV head, and KV heads of all rows of the batch. */
 struct shape {
     int64_t rows, padded_rows, tiles, block, blocks, pairs;
+    int in_blocks;
 };
 
 /* Where a part of a KV head stands: sums of weighted values [padded_rows][Dv], and [tiles][WIDE] maxima and sums of weights. */
@@ -55,15 +64,16 @@ struct state {
 /* A thread's own memory. Its first KV head may be one that another thread began, its last one that another goes on with:
    each has a state of its own. */
 struct scratch {
+    int in_blocks;
     float *queries; /* [padded_rows][D], scaled; of a tile of 16 [D][16], not scaled, or bfloat16 [D / 2][16][2] */
     float *scores;  /* [block][WIDE] */
     struct state first, later;
 };
 
 /* Rows of the next tile: thirteen to fifteen, seven and three are padded; what lies between goes in several. Of bfloat16 that is
-   multiplied in pairs seven and more are: eight rows take no longer for their sixteen lanes. */
+   multiplied in pairs seven and more are: eight rows take no longer for their sixteen lanes. In blocks five and more. */
 INLINE int64_t tile_rows(int64_t left, int64_t dtype) {
-    if (WIDTH == WIDE && left >= (PAIRS && dtype == BFLOAT16 ? 7 : 13)) return WIDE;
+    if (WIDTH == WIDE && left >= (PAIRS && dtype == BFLOAT16 ? (BLOCKS ? 5 : 7) : 13)) return WIDE;
     return left >= 7 ? 8 : left >= 3 ? 4 : left;
 }
 
@@ -114,31 +124,6 @@ INLINE void multiply(vector dots[SUMS], const char *const key[LANES], int64_t d,
             IN_REGISTER(one);
             for (int c = 0; c < columns; c++) dots[c * rows + r] += keys[c][e] * one;
         }
-    }
-}
-
-/* Lines that will be read next, in the order in which they will be: the next one, how many of its column are left with it, and
-   what lies between two columns. None if `at` is NULL. */
-struct ahead {
-    const char *at;
-    int64_t lines, left, skip; /* a column's lines; those left; bytes from behind a column's last line to the next column */
-};
-
-INLINE struct ahead ahead_from(const char *first, int64_t bytes, int64_t stride) {
-    const int64_t lines = (bytes + LINE - 1) / LINE;
-    return (struct ahead){first, lines, lines, stride - lines * LINE};
-}
-
-/* Ask for the next lines, into the second level of the cache: the first is full of what is used now. Two streams that take turns
-   are too much for the processor's own foresight. A few lines at a time and in order: a burst, or one line of every column, has
-   the memory wait for the arithmetic and then the arithmetic for the memory, and eight rows take the sum of both times. Lines
-   behind the last one are asked for in vain, and do no harm. */
-INLINE void ask_for(struct ahead *ahead, int64_t lines) {
-    if (!ahead->at) return;
-    for (int64_t i = 0; i < lines; i++) {
-        __builtin_prefetch(ahead->at, 0, 2);
-        ahead->at += LINE;
-        if (--ahead->left == 0) ahead->at += ahead->skip, ahead->left = ahead->lines;
     }
 }
 
@@ -369,8 +354,14 @@ INLINE void attend_tile(const struct call *call, const struct scratch *scratch, 
                                         call->dim * element_bytes(dtype), key_stride);
     float *scores = scratch->scores, decay[WIDE], *max = state.max + tile * WIDE, *sum = state.sum + tile * WIDE;
     const float *queries = scratch->queries + row * call->dim;
+    int64_t scored = 0, gathered = 0;
+#if BLOCKS
+    if (rows == WIDE && dtype == BFLOAT16 && scratch->in_blocks)
+        scored = score_blocks(queries, call->dim, (float)call->scale, keys, key_stride, count, scores, &next_values);
+#endif
     if (rows == WIDE)
-        score_wide(queries, call->dim, (float)call->scale, keys, key_stride, count, scores, &next_values, dtype);
+        score_wide(queries, call->dim, (float)call->scale, keys + scored * key_stride, key_stride, count - scored,
+                   scores + scored * WIDE, &next_values, dtype);
     else
         score(queries, call->dim, keys, key_stride, count, scores, &next_values, rows, dtype);
     if (call->bias) add_bias(call, batch, row, from, count, scores, rows);
@@ -378,8 +369,17 @@ INLINE void attend_tile(const struct call *call, const struct scratch *scratch, 
         weigh_wide(scores, count, max, sum, decay);
     else
         weigh(scores, count, max, sum, decay, rows);
-    gather_all(state.values + row * call->value_dim, call->value_dim, scores, decay, values, value_stride, count,
-               &next_keys, smaller(rows, call->groups * call->nodes - row), rows, dtype);
+    float *sums = state.values + row * call->value_dim;
+#if BLOCKS
+    if (rows == WIDE && dtype == BFLOAT16 && scratch->in_blocks)
+        gathered = gather_blocks(sums, call->value_dim, scores, decay, values, value_stride, count, &next_keys);
+    if (gathered)
+        for (int r = 0; r < WIDE; r++) decay[r] = 1.0f;
+#endif
+    if (gathered < count)
+        gather_all(sums, call->value_dim, scores + gathered * rows, decay, values + gathered * value_stride,
+                   value_stride, count - gathered, &next_keys, smaller(rows, call->groups * call->nodes - row), rows,
+                   dtype);
 }
 
 /* ---- A part of a KV head. ---- */
@@ -527,7 +527,7 @@ static struct state state_at(const struct call *call, const struct shape *shape,
 static struct scratch scratch_of(const struct call *call, const struct shape *shape, float *memory, int64_t thread) {
     float *own = memory + thread * floats_a_thread(call, shape),
           *states = own + shape->padded_rows * call->dim + shape->block * WIDE;
-    return (struct scratch){own, own + shape->padded_rows * call->dim, state_at(call, shape, states),
+    return (struct scratch){shape->in_blocks, own, own + shape->padded_rows * call->dim, state_at(call, shape, states),
                             state_at(call, shape, states + floats_a_state(call, shape))};
 }
 
@@ -568,8 +568,9 @@ static void merge_last(const struct call *call, const struct shape *shape, float
 static struct shape shape_of(const struct call *call) {
     /* Of keys, and as many of values: both stay in the first level of the cache while the tiles take turns. What is asked for lies
        as far ahead; half and twice as much measured alike. */
-    const int64_t block_bytes = 8192, least_columns = 16;
     struct shape shape = {.rows = call->groups * call->nodes, .pairs = call->batch * call->kv_heads};
+    shape.in_blocks = in_blocks(call);
+    const int64_t block_bytes = 8192, least_columns = shape.in_blocks ? 32 : 16;
     for (int64_t row = 0, rows; row < shape.rows; row += rows)
         rows = tile_rows(shape.rows - row, call->dtype), shape.tiles++, shape.padded_rows = row + rows;
     const int64_t column_bytes = larger(call->dim, call->value_dim) * element_bytes(call->dtype);
@@ -592,7 +593,14 @@ int specplug_tree_attention(const struct call *call) {
 #ifdef _OPENMP
         thread = omp_get_thread_num(), present = omp_get_num_threads(); /* there may be fewer than were asked for */
 #endif
+#if BLOCKS
+        struct tiles before;
+        if (shape.in_blocks) begin_blocks(&before);
+#endif
         attend_share(call, &shape, memory, thread, present);
+#if BLOCKS
+        if (shape.in_blocks) end_blocks(&before);
+#endif
 #pragma omp barrier
         merge_last(call, &shape, memory, thread, present);
     }

@@ -154,20 +154,24 @@ def _options(entry: Entry, settings: dict[str, Any]) -> Iterator[Option]:
     """One with each of the trees that suit the drafter."""
     for shape in Speculator(**settings).drafters[0].shapes():
         make: Callable[[], Speculator] = partial(Speculator, **settings, tree=Given(shape))
-        label = _label(settings, shape)
-        yield Option(label, fresh=make) if entry.learns else Option(label, {"assistant": make()})
+        tree = _tree(shape)
+        label = _label(settings, tree)
+        if entry.learns:
+            yield Option(label, fresh=make, tree=tree)
+        else:
+            yield Option(label, {"assistant": make()}, tree=tree)
 
 
-def tree_of(label: str) -> str:
-    """The tree in an option's label."""
-    return label.rpartition(", ")[2]
+def _tree(shape: TreeShape) -> str:
+    if not shape.size:
+        return ""
+    return f"chain {shape.size}" if shape.is_chain else f"tree {shape.size}x{shape.depth}"
 
 
-def _label(settings: dict[str, Any], shape: TreeShape) -> str:
-    tree = f"chain {shape.size}" if shape.is_chain else f"tree {shape.size}x{shape.depth}"
+def _label(settings: dict[str, Any], tree: str) -> str:
     given = [str(settings[name]).partition(":")[2] for name in ("drafter", "kv_policy")]
     options = [option for text in given for option in text.split(",") if "/" not in option]  # no paths
-    return ", ".join(filter(None, [*options, tree if shape.size else ""])) or settings["drafter"]
+    return ", ".join(filter(None, [*options, tree])) or settings["drafter"]
 
 
 @dataclass(frozen=True, slots=True)

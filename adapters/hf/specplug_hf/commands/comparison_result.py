@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specplug_hf.commands.comparison_drafters import Absent, Entry, tree_of
+from specplug_hf.commands.comparison_drafters import Absent, Entry
 from specplug_hf.commands.comparison_texts import Text
 from specplug_hf.commands.measure import Sample
 from specplug_hf.commands.summary import Spread, by_contender, paired
@@ -63,7 +63,7 @@ class Kind:
         options are chosen on."""
         tried: dict[str, dict[str, list[Sample]]] = {}
         for sample in self.choosing:
-            tried.setdefault(sample.contender, {}).setdefault(tree_of(sample.option), []).append(sample)
+            tried.setdefault(sample.contender, {}).setdefault(sample.tree, []).append(sample)
         own, parts = tried.get(entry.name, {}), [tried.get(name, {}) for name in entry.parts]
         found = {}
         for tree, samples in own.items():

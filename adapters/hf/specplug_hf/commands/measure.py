@@ -28,7 +28,7 @@ from specplug_hf.commands.setups import Contender, FirstCount, Option
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed call. Seconds; `first_tokens` of the `tokens` (over all rows) came with the first forward."""
+    """One timed call. Seconds; `first_tokens` of the `tokens` (over all rows) came with the first forward; `tree`: see `Option`."""
 
     contender: str
     option: str
@@ -39,6 +39,7 @@ class Sample:
     tokens: int
     first_tokens: int
     stats: SpecStats | None = None
+    tree: str = ""
 
     @property
     def decode_seconds(self) -> float:
@@ -120,6 +121,7 @@ def timed(
         tokens=new.numel(),
         first_tokens=new.shape[0] if counter is None else counter.first,
         stats=stats,
+        tree=option.tree,
     )
     return sample, new
 

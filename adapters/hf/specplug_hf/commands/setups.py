@@ -24,6 +24,7 @@ class Option:
     draft_settings: dict[str, Any] = field(default_factory=dict)
     fresh: Callable[[], Speculator] | None = None  # makes the Speculator anew for every call
     counts_first: bool = False  # the first forward of the target may yield several tokens: let a streamer count them
+    tree: str = ""  # what its drafter is asked for, where options of several drafters are to be compared by that
 
     @property
     def speculator(self) -> Speculator | None:
