@@ -147,7 +147,7 @@ def _most_rows(
     unserved = tree_attention_native.why_not_sizes(dtype, "cpu", *dims) is not None or dtype not in loaded.dtypes
     if unserved or tree_attention_native.why_slow(threads) is not None:
         return 0
-    return attention_rows(kind, dtype, dims[0])
+    return attention_rows(kind, dtype, dims[0], loaded.in_blocks(dtype, *dims))
 
 
 def _better_torch(
@@ -163,7 +163,10 @@ def _better_torch(
     if obstacle is not None:
         return obstacle
     rows = compiled.packed_rows(query_shape, key_shape)
-    most = attention_rows(processor(), dtype, query_shape[3])
+    loaded = attention_library()
+    assert isinstance(loaded, AttentionLibrary)  # or it would have been said above
+    dim = query_shape[3]
+    most = attention_rows(processor(), dtype, dim, loaded.in_blocks(dtype, dim, value_dim))
     return f"{rows} packed rows, more than {most}" if rows > most else None
 
 

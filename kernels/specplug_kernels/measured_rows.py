@@ -8,26 +8,26 @@ from specplug_kernels.processor import Processor
 
 ATTENTION_ROWS = {
     Processor.USUAL: {torch.float32: 64, torch.bfloat16: 64, torch.float16: 256},
-    Processor.AMX: {torch.float32: 256, torch.bfloat16: 64, torch.float16: 256},
+    Processor.AMX: {torch.float32: 256, torch.bfloat16: 256, torch.float16: 256},
     Processor.INTEL: {torch.float32: 64, torch.bfloat16: 64, torch.float16: 256},
     Processor.OLDER_INTEL: {torch.float32: 128, torch.bfloat16: 64, torch.float16: 256},
     Processor.AMD: {torch.float32: 256, torch.bfloat16: 256, torch.float16: 256},
 }
 """Packed rows of tree attention, beside the best of torch's ways. ``USUAL`` (AVX2, one thread): half to nine tenths of its time in fp32 and
 bf16, less in fp16; at twice as many fp32 and bf16 are the same. ``AMX`` (Emerald Rapids, two threads): fp32 0.5 to 0.8 from 1 to 128 rows, 0.75
-to 0.9 at 256; bf16 0.4 to 0.9 from 1 to 8, 0.65 to 1.0 at 12 and 16, 1.0 to 1.05 at 24 and 32 with heads of 32 and 64, 1.3 to 1.65 of 128; a whole
-verify of 20 to 100 rows with heads of 32, 0.85 to 1.0; fp16 0.45 to 0.9 from 1 to 256. ``INTEL`` has not been measured for more. ``OLDER_INTEL`` (Ice Lake, two
+to 0.9 at 256; bf16 0.4 to 0.75 up to 16, 0.7 to 0.8 at 24 and 32, 0.5 to 1.0 at 128 and 256 with heads of 32 to 128, which are multiplied in
+blocks (without: 0.65 to 1.0 at 16, 1.0 to 1.65 at 32); fp16 0.45 to 0.9 from 1 to 256. ``INTEL`` has not been measured for more. ``OLDER_INTEL`` (Ice Lake, two
 threads): fp32 0.45 to 0.7 from 16 to 128 rows, 1.1 at 256; bf16 0.55 to 1.0 from 16 to 64, 0.75 to 1.05 at 128. ``AMD`` (Zen 5, two threads):
 0.3 to 0.6 in fp32 and bf16 for 64 to 256 rows, in bf16 0.1 to 0.55 for fewer; no more were tried."""
 
-BLOCK_NUMBERS = 2048
-"""Numbers of packed rows of bf16 from which on a processor that multiplies blocks of them does so in less time."""
+OTHER_NUMBERS = 2048
+"""Numbers of packed rows of bf16 from which on a processor with AMX is better used by torch, where ours does not multiply in blocks."""
 
 
-def attention_rows(kind: Processor, dtype: torch.dtype, dim: int) -> int:
-    """Up to how many packed rows of heads of `dim` the compiled kernel serves on a processor of `kind`."""
-    most = ATTENTION_ROWS[kind][dtype]
-    return min(most, BLOCK_NUMBERS // dim) if kind is Processor.AMX and dtype is torch.bfloat16 else most
+def attention_rows(kind: Processor, dtype: torch.dtype, dim: int, in_blocks: bool) -> int:
+    """Up to how many packed rows of heads of `dim` the compiled kernel serves on a processor of `kind`; `in_blocks`: it multiplies them so."""
+    most, others = ATTENTION_ROWS[kind][dtype], kind is Processor.AMX and dtype is torch.bfloat16 and not in_blocks
+    return min(most, OTHER_NUMBERS // dim) if others else most
 
 
 LINEAR_ROWS = {

@@ -80,7 +80,12 @@ def test_heads_that_the_processor_may_multiply_in_blocks(dim: int) -> None:
     """Whole blocks, what is left of them, more rows than one has; as exact as the tiles that add up in fp32."""
     for columns, nodes in itertools.product((1, 15, 16, 31, 32, 33, 47, 48, 63, 64, 65, 130, 700), (5, 15, 16, 17, 40)):
         make_case(
-            nodes=nodes, columns=columns, prefix=columns // 2, dim=dim, value_dim=32 + columns % 3 * 32, dtype=torch.bfloat16
+            nodes=nodes,
+            columns=columns,
+            prefix=columns // 2,
+            dim=dim,
+            value_dim=32 + columns % 3 * 32,
+            dtype=torch.bfloat16,
         ).check()
 
 

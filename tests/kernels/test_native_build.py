@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
@@ -330,12 +331,13 @@ def test_it_is_chosen_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
         assert because in explain(query, key, dtype=dtype).partition("(not native: ")[2]
     assert "native" not in explain(*SHAPES, device="cuda")
     many = (1, 8, 16, 64), (1, 2, 300, 64)
-    for kind in Processor:
+    for kind, blocks in itertools.product(Processor, (False, True)):
         monkeypatch.setattr(dispatch, "processor", lambda kind=kind: kind)
+        monkeypatch.setattr(found, "blocks", blocks)
         assert explain(*SHAPES, dtype=torch.bfloat16).startswith("native: ")
         assert explain(*many).startswith("native: ")
-        blocks = kind is Processor.AMX
-        assert ("64 packed rows, more than 32" in explain(*many, dtype=torch.bfloat16)) == blocks
+        few = kind is Processor.AMX and not blocks
+        assert ("64 packed rows, more than 32" in explain(*many, dtype=torch.bfloat16)) == few
 
 
 @pytest.mark.parametrize(
@@ -362,13 +364,17 @@ def test_what_a_call_gets(change, kernel: str, monkeypatch: pytest.MonkeyPatch) 
     assert served == [kernel]
 
 
-@pytest.mark.parametrize("kind", [Processor.USUAL, Processor.AMX])
+@pytest.mark.parametrize(("kind", "blocks"), [(Processor.USUAL, False), (Processor.AMX, False), (Processor.AMX, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_a_call_gets_what_is_explained(dtype: torch.dtype, kind: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_gets_what_is_explained(
+    dtype: torch.dtype, kind: Processor, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both say the same of every shape, the one in words."""
     skip_without_library()
     served: list[str] = []
     monkeypatch.setattr(dispatch, "processor", lambda: kind)
+    monkeypatch.setattr(attention_library(), "blocks", blocks)
+    monkeypatch.setattr(dispatch, "_most_rows", dispatch._most_rows.__wrapped__)
     monkeypatch.setattr(AttentionLibrary, "__call__", lambda *given: served.append("native"))
     for nodes, dim in (
         (1, 32),

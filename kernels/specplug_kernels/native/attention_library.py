@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from specplug_kernels.reference import tree_attention_reference
 
 TRIED = ((2, 7), (1, 13), (1, 11), (2, 9), (1, 25))
 """Groups and nodes whose packed rows go in tiles of 8, 4, 2 and 1, and of 16 where there are such: whole ones and padded ones."""
+DEEP = 32
+"""A block's numbers of a head."""
 DIMS = ((24, 40), (32, 64))
 """Of keys and values in a trial: any, and those that are multiplied in blocks where the processor does."""
 COLUMNS, TAIL = 700, 40
@@ -21,10 +25,18 @@ COLUMNS, TAIL = 700, 40
 
 
 class AttentionLibrary(Library):
-    """Attention of a few queries over a KV cache."""
+    """Attention of a few queries over a KV cache. ``blocks``: whether it multiplies blocks of bf16 (AMX), of heads that `in_blocks` names."""
 
     source = "tree_attention"
     call = struct.Struct("@5P 8q 3q 3q 3q 3q 2q d")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.blocks = bool(ctypes.CDLL(str(path)).specplug_multiplies_blocks())
+
+    def in_blocks(self, dtype: torch.dtype, *dims: int) -> bool:
+        """Whether keys and values of so many numbers are multiplied in blocks."""
+        return self.blocks and dtype is torch.bfloat16 and not any(dim % DEEP for dim in dims)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, prefix: int, bias: Tensor | None, scale: float

@@ -610,3 +610,6 @@ int specplug_tree_attention(const struct call *call) {
 
 /* What Python asks once: that both mean the same struct. */
 int specplug_call_bytes(void) { return sizeof(struct call); }
+
+/* Whether bfloat16 is multiplied in blocks, where heads have a multiple of 32 numbers. */
+int specplug_multiplies_blocks(void) { return blocks_permitted(); }
