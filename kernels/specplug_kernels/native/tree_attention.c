@@ -569,7 +569,7 @@ static struct shape shape_of(const struct call *call) {
     /* Of keys, and as many of values: both stay in the first level of the cache while the tiles take turns. What is asked for lies
        as far ahead; half and twice as much measured alike. */
     struct shape shape = {.rows = call->groups * call->nodes, .pairs = call->batch * call->kv_heads};
-    shape.in_blocks = in_blocks(call);
+    shape.in_blocks = tile_rows(shape.rows, call->dtype) == WIDE && in_blocks(call);
     const int64_t block_bytes = 8192, least_columns = shape.in_blocks ? 32 : 16;
     for (int64_t row = 0, rows; row < shape.rows; row += rows)
         rows = tile_rows(shape.rows - row, call->dtype), shape.tiles++, shape.padded_rows = row + rows;
