@@ -94,7 +94,8 @@ class RowTexts:
 def newest(batch: Batch, count: int) -> list[Newest]:
     """Of each row where its text begins and ends in the history, and its last tokens, at most `count`. Waits for the device, once."""
     assert batch.history is not None  # Need.HISTORY
-    return _in_place(batch, count) if batch.history.device.type == "cpu" else _packed(batch, count)
+    readable = batch.history.device.type == "cpu" and batch.history.dtype is torch.int64
+    return _in_place(batch, count) if readable else _packed(batch, count)
 
 
 def _in_place(batch: Batch, count: int) -> list[Newest]:
@@ -104,7 +105,10 @@ def _in_place(batch: Batch, count: int) -> list[Newest]:
     history = batch.history.contiguous()
     tokens, width = ctypes.cast(history.data_ptr(), INTEGERS), history.shape[1]
     bounds = zip(range(0, len(history) * width, width), starts.tolist(), ends.tolist(), strict=True)
-    return [(start, end, tokens[row + max(start, end - count) : row + end]) for row, start, end in bounds]
+    # nothing beside the memory is read, whatever a host says
+    return [
+        (start, end, tokens[row + max(0, start, end - count) : row + min(end, width)]) for row, start, end in bounds
+    ]
 
 
 def _packed(batch: Batch, count: int) -> list[Newest]:

@@ -336,6 +336,14 @@ def test_the_newest_tokens_are_the_same_from_every_device(rows, data, count):
         batch = replace(batch, history=batch.history.T.contiguous().T)
     said = [(start, start + len(row), row[-count:]) for row, start in zip(rows, starts, strict=True)]
     assert row_texts.newest(batch, count) == row_texts._packed(batch, count) == said
+    narrow = replace(batch, history=batch.history.int(), history_starts=batch.history_starts.int())
+    assert row_texts.newest(narrow, count) == said
+
+
+def test_bounds_that_are_wrong_read_nothing_beside_the_history():
+    batch = batch_of([[1, 2, 3]])
+    wrong = replace(batch, history_starts=torch.tensor([-5]), history_ends=torch.tensor([10**12]))
+    assert row_texts.newest(wrong, 10**13) == [(-5, 10**12, batch.history[0].tolist())]
 
 
 # --- texts that grow
