@@ -15,6 +15,7 @@ from specplug.drafters.retrieval_corpus import RetrievalCorpus
 from specplug.drafters.suffix import Suffix
 from specplug.host import Batch
 from specplug.kv_policies import Streaming
+from specplug.tree import TreeShape
 from specplug.trees import Chain
 from specplug.verify import verify_greedy
 from specplug_conformance.llama.tiny import tiny
@@ -154,26 +155,34 @@ def written_so_far(text, end):
 
 
 def accepted_length(drafter, text, start, shape):
-    """Tokens a round when a target writes `text` from `start` on."""
-    end, rounds = start, 0
+    """Tokens a round, and draft tokens proposed, when a target writes `text` from `start` on."""
+    end, rounds, proposed = start, 0, 0
     while end + shape.depth < len(text):
         trees = drafter.draft(DraftRequest(written_so_far(text, end), shape))
         columns = end + trees.depths.expand(1, -1)
         end += 1 + int(verify_greedy(trees, text[columns]).num_accepted)
-        rounds += 1
-    return (end - start) / rounds
+        rounds, proposed = rounds + 1, proposed + trees.num_nodes - 1
+    return (end - start) / rounds, proposed / rounds
 
 
 @pytest.mark.parametrize("length", [4, 10])
 def test_suffix_and_merged_accept_no_less_than_prompt_lookup(length):
-    """Over three of the texts that ship, chains of equal length asked for; merged trees of the same size."""
-    shape, found = Chain(length).build(), {}
-    makers = {"lookup": PromptLookup, "suffix": Suffix, "merged": lambda: Merged([Suffix(), PromptLookup()])}
-    for name, make in makers.items():
-        lengths = []
+    """Over three of the texts that ship: trees of as many nodes; chains nearly as much, of four fifths of the proposed tokens at most."""
+    chain, found = Chain(length).build(), {}
+    tree = TreeShape.from_parents([-1, *range(length - 1), 0])
+    makers = {
+        "lookup": (PromptLookup, chain),
+        "chain": (Suffix, chain),
+        "tree": (Suffix, tree),
+        "merged": (lambda: Merged([Suffix(), PromptLookup()]), chain),
+    }
+    for name, (make, shape) in makers.items():
+        measured = []
         for index in (0, 8, 16):
             drafter = make().open(type("Host", (), {"vocab_size": 100_000})())
-            lengths.append(accepted_length(drafter, prompts.prompt(800, index)[0], 400, shape))
-        found[name] = sum(lengths) / len(lengths)
-    assert found["suffix"] >= found["lookup"]
-    assert found["merged"] >= 0.99 * found["suffix"]
+            measured.append(accepted_length(drafter, prompts.prompt(800, index)[0], 400, shape))
+        found[name] = [sum(each) / len(each) for each in zip(*measured, strict=True)]
+    lengths, proposed = ({name: figures[i] for name, figures in found.items()} for i in (0, 1))
+    assert lengths["tree"] >= lengths["lookup"] and lengths["chain"] >= 0.98 * lengths["lookup"], found
+    assert proposed["tree"] <= 0.8 * proposed["lookup"] and proposed["chain"] <= 0.8 * proposed["lookup"], found
+    assert lengths["merged"] >= 0.99 * lengths["tree"], found
