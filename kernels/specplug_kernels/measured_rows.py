@@ -20,14 +20,16 @@ blocks (without: 0.65 to 1.0 at 16, 1.0 to 1.65 at 32); fp16 0.45 to 0.9 from 1 
 threads): fp32 0.45 to 0.7 from 16 to 128 rows, 1.1 at 256; bf16 0.55 to 1.0 from 16 to 64, 0.75 to 1.05 at 128. ``AMD`` (Zen 5, two threads):
 0.3 to 0.6 in fp32 and bf16 for 64 to 256 rows, in bf16 0.1 to 0.55 for fewer; no more were tried."""
 
-OTHER_NUMBERS = 2048
-"""Numbers of packed rows of bf16 from which on a processor with AMX is better used by torch, where ours does not multiply in blocks."""
+NUMBERS_BESIDE_BLOCKS = 2048
+"""Numbers of packed rows of bf16 up to which ours is the better one on a processor with AMX although it does not multiply in blocks."""
 
 
 def attention_rows(kind: Processor, dtype: torch.dtype, dim: int, in_blocks: bool) -> int:
     """Up to how many packed rows of heads of `dim` the compiled kernel serves on a processor of `kind`; `in_blocks`: it multiplies them so."""
-    most, others = ATTENTION_ROWS[kind][dtype], kind is Processor.AMX and dtype is torch.bfloat16 and not in_blocks
-    return min(most, OTHER_NUMBERS // dim) if others else most
+    most = ATTENTION_ROWS[kind][dtype]
+    if kind is Processor.AMX and dtype is torch.bfloat16 and not in_blocks:
+        return min(most, NUMBERS_BESIDE_BLOCKS // dim)
+    return most
 
 
 LINEAR_ROWS = {
