@@ -13,13 +13,13 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from specplug.outcome import Outcome, ranks_of
+from specplug.hindsight import Hindsight
+from specplug.outcome import Outcome
 from specplug.row_acceptance import RowAcceptance, odds_ratio, scaled
 from specplug.streaks import Streaks
-from specplug.tree import TreeBatch, TreeShape
+from specplug.tree import TreeShape
 from specplug.trees.base import DEFAULT_ACCEPTANCE
 from specplug.trees.sequoia import non_rising
-from specplug.verify import Verdict
 
 DEPTHS, RANKS = 12, 8
 _LATER = tuple(p / (1 - DEFAULT_ACCEPTANCE[0]) for p in DEFAULT_ACCEPTANCE[1:])
@@ -94,17 +94,15 @@ class Acceptance:
             if size:
                 self._count(row, shape, size, accepted, which)
 
-    def rehearsed(
-        self, rows: Sequence[Hashable], shape: TreeShape, trees: TreeBatch, verdict: Verdict, known: Sequence[int]
-    ) -> None:
-        """Count what would have become of `trees` in places from which only `known` tokens of the text were compared.
+    def rehearsed(self, rows: Sequence[Hashable], shape: TreeShape, known: Sequence[int], hindsight: Hindsight) -> None:
+        """Count what would have become of `shape` in places from which only `known` tokens of the text were compared.
 
         Of the rows of one batch, several times over: each time counts as a round.
         """
-        taken, ranks = verdict.num_accepted.tolist(), ranks_of(trees, verdict, grown=False)
-        proposed = [trees.num_nodes > 1] * len(taken) if trees.valid is None else trees.valid[:, 1:].any(1).tolist()
-        several = len(dict.fromkeys(rows))
-        for place, (row, length, limit) in enumerate(zip(rows, taken, known, strict=True)):
+        taken, proposed, ranks = hindsight
+        several = len(rows)
+        for place, (length, limit) in enumerate(zip(taken, known, strict=True)):
+            row = rows[place % several]
             if place % several == 0:
                 self._fade()
                 self.proposing += 0.1 * (any(proposed[place : place + several]) - self.proposing)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -19,8 +20,9 @@ from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
 from specplug.controllers.thinking import Thinking
 from specplug.drafters.base import DraftRequest
+from specplug.hindsight import Hindsight
 from specplug.host import Batch
-from specplug.outcome import Outcome
+from specplug.outcome import Outcome, ranks_of
 from specplug.tree import TreeBatch
 from specplug.verify import Verdict, verify_greedy
 
@@ -32,14 +34,13 @@ COPIES = 8  # rows that the texts are repeated to for that, where there are fewe
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """One rehearsal, on the device: the batch's rows, once for every place."""
+    """One rehearsal: the batch's rows, once for every place. `read` waits for the device, if it was on one."""
 
     arm: Arm
     rows: tuple[Hashable, ...]
     sampling: bool
-    known: list[int]  # tokens a row that the text went on for
-    trees: TreeBatch
-    verdict: Verdict
+    known: list[int]  # by place and row, tokens that the text went on for
+    read: Callable[[], Hindsight]
 
 
 class Rehearsal:
@@ -52,13 +53,14 @@ class Rehearsal:
         self._time = time
         self._written = {id(arm): Counter[Hashable]() for arm in arms if arm.drafter.rehearses}
         self._arms = [arm for arm in arms if arm.drafter.rehearses]
+        self._due: list[Arm] = []  # some row has written enough since each of these was tried
         self._scenes: list[_Scene] = []
 
     def plan(self, batch: Batch) -> None:
         """Start a rehearsal of what others have written enough for."""
-        if batch.history is None or not self._time.affords:
+        if not self._due or batch.history is None or not self._time.affords:
             return
-        for arm in self._arms:
+        for arm in self._due:
             written = self._written[id(arm)]
             counts = [written[row] for row in batch.rows]
             if max(counts) >= SPAN:
@@ -66,6 +68,7 @@ class Rehearsal:
                 begun = perf_counter()
                 self._scenes.append(_scene(arm, batch, counts))
                 self._time.spend(perf_counter() - begun)
+        self._due = []
 
     def observe(self, outcome: Outcome, acceptance: Callable[[Arm, bool], Acceptance]) -> list[Arm]:
         """Count what the round wrote, read the rehearsals before it into `acceptance`; returns what was rehearsed."""
@@ -77,11 +80,11 @@ class Rehearsal:
                 continue
             for row, count in zip(outcome.rows, outcome.counts, strict=True):
                 written[row] += count
+            if max(written.values()) >= SPAN and arm not in self._due:
+                self._due.append(arm)
         scenes, self._scenes = self._scenes, []
         for scene in scenes:
-            acceptance(scene.arm, scene.sampling).rehearsed(
-                scene.rows, scene.arm.shape, scene.trees, scene.verdict, scene.known
-            )
+            acceptance(scene.arm, scene.sampling).rehearsed(scene.rows, scene.arm.shape, scene.known, scene.read())
         return [scene.arm for scene in scenes]
 
     def forget(self, rows: Sequence[Hashable]) -> None:
@@ -94,12 +97,25 @@ def _scene(arm: Arm, batch: Batch, written: Sequence[int]) -> _Scene:
     """`arm` proposes at some places of what each row has `written`."""
     places = max(1, min(PLACES, COPIES // batch.num_rows))
     known = [-(-count * part // places) for part in range(places, 0, -1) for count in written]
+    at_once = arm.drafter.hindsight(batch, known, arm.shape)
+    read = _drafted(arm, batch, known) if at_once is None else lambda: at_once
+    return _Scene(arm, batch.rows, batch.sampling, known, read)
+
+
+def _drafted(arm: Arm, batch: Batch, known: Sequence[int]) -> Callable[[], Hindsight]:
+    """`arm` drafts for the past, on the device."""
     past = _past(batch, known)
     trees = arm.drafter.draft(DraftRequest(past, arm.shape))
     assert past.history is not None and past.history_ends is not None
     columns = (past.history_ends[:, None] + trees.depths).clamp(max=past.history.shape[1] - 1)
-    verdict = verify_greedy(trees, past.history.gather(1, columns))
-    return _Scene(arm, past.rows, batch.sampling, known, trees, verdict)
+    return partial(_held_against, trees, verify_greedy(trees, past.history.gather(1, columns)))
+
+
+def _held_against(trees: TreeBatch, verdict: Verdict) -> Hindsight:
+    """What became of `trees`; waits for the device."""
+    valid = trees.valid
+    proposed = [trees.num_nodes > 1] * trees.num_rows if valid is None else valid[:, 1:].any(1).tolist()
+    return Hindsight(verdict.num_accepted.tolist(), proposed, ranks_of(trees, verdict, grown=False))
 
 
 def _past(batch: Batch, back: Sequence[int]) -> Batch:

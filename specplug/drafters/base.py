@@ -13,6 +13,7 @@ from specplug.tree import TreeBatch, TreeShape
 from specplug.trees import Chain, Sequoia
 
 if TYPE_CHECKING:
+    from specplug.hindsight import Hindsight
     from specplug.round import Round
 
 
@@ -94,6 +95,14 @@ class Drafter:
     def draft(self, request: DraftRequest) -> TreeBatch:
         """Propose a tree a row. Child counts are fixed before anything is drawn; nothing drawn may be discarded."""
         raise NotImplementedError
+
+    def hindsight(self, batch: Batch, ago: Sequence[int], shape: TreeShape) -> Hindsight | None:
+        """What drafting `shape` some tokens ago would have come to, for a drafter that `rehearses`; None: draft, and see.
+
+        `ago`: tokens since, a number a row, again and again for as many places as are asked for: those of the first place, then
+        those of the next. To be overridden where it can be said in less time than drafting takes.
+        """
+        return None
 
     def unread(self, batch: Batch) -> int:
         """Committed tokens, over all rows, that it would have to read before it could draft: a prompt, or what it missed."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from specplug.drafters.base import Drafter, DraftRequest
 from specplug.errors import OptionError
+from specplug.hindsight import Hindsight
 from specplug.host import Batch
 from specplug.needs import Need
 from specplug.tree import TreeBatch, TreeShape, chain_trees, roots_only
@@ -55,24 +58,44 @@ class PromptLookup(Drafter):
             return roots_only(batch.roots)
         return chain_trees(batch.roots, tokens, counts if batch.num_rows > 1 else None)
 
+    def hindsight(self, batch: Batch, ago: Sequence[int], shape: TreeShape) -> Hindsight | None:
+        assert batch.history is not None  # Need.HISTORY
+        texts = _strings(batch) if batch.history.device.type == "cpu" else None
+        if texts is None:
+            return None
+        taken, proposed = [], []
+        for text, back in zip(itertools.cycle(texts), ago, strict=False):
+            end = max(1, len(text) - back)
+            said = _continuation(text[:end], self.ngram, self.shortest, shape.depth)
+            taken.append(_agreement(said, text[end:]))
+            proposed.append(bool(said))
+        return Hindsight(taken, proposed)
 
-def _in_strings(batch: Batch, ngram: int, shortest: int, length: int) -> tuple[Tensor, Tensor]:
-    """What follows, at most `length` tokens a row: [B, L] and how many of them, [B]; both int64.
 
-    Texts become strings with a character a token, which Python searches in less time than a dozen tensor operations start in.
+def _strings(batch: Batch) -> list[str] | None:
+    """The rows' texts with a character a token; None if there are more tokens than characters.
+
+    Python searches strings in less time than a dozen tensor operations start in.
     """
     history, ends, starts = batch.history, batch.history_ends, batch.history_starts
     assert history is not None and ends is not None and starts is not None
     codes, width = history.int().contiguous(), history.shape[1]
-    characters = ctypes.string_at(codes.data_ptr(), codes.nbytes)
-    found = []
+    characters, found = ctypes.string_at(codes.data_ptr(), codes.nbytes), []
     for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         first, last = (4 * (row * width + column) for column in (start, end))
         try:
-            text = characters[first:last].decode(UTF32, "surrogatepass")
+            found.append(characters[first:last].decode(UTF32, "surrogatepass"))
         except UnicodeDecodeError:  # a vocabulary of more than a million tokens
-            return _in_tensors(batch, ngram, shortest, length)
-        found.append(_continuation(text, ngram, shortest, length))
+            return None
+    return found
+
+
+def _in_strings(batch: Batch, ngram: int, shortest: int, length: int) -> tuple[Tensor, Tensor]:
+    """What follows, at most `length` tokens a row: [B, L] and how many of them, [B]; both int64."""
+    texts = _strings(batch)
+    if texts is None:
+        return _in_tensors(batch, ngram, shortest, length)
+    found = [_continuation(text, ngram, shortest, length) for text in texts]
     counts = [len(tokens) for tokens in found]
     longest = max(counts)
     padded = "".join([tokens.ljust(longest, "\0") for tokens in found])
@@ -89,6 +112,11 @@ def _continuation(text: str, ngram: int, shortest: int, length: int) -> str:
                 return (text[start:] * length)[:length]
             return text[start : start + length]
     return ""
+
+
+def _agreement(said: str, real: str) -> int:
+    """Tokens until they differ, or one of them ends."""
+    return next((n for n, (a, b) in enumerate(zip(said, real, strict=False)) if a != b), min(len(said), len(real)))
 
 
 def _in_tensors(batch: Batch, ngram: int, shortest: int, length: int) -> tuple[Tensor, Tensor]:
