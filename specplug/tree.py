@@ -30,7 +30,9 @@ class TreeShape:
 
     parents: tuple[int, ...]
     priority: tuple[int, ...] = field(default=())
-    levels: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)  # (start, stop) of the nodes
+    levels: tuple[tuple[int, int], ...] = field(
+        init=False, repr=False, compare=False
+    )  # (start, stop) of nodes, the root's first
     _hash: int = field(init=False, repr=False, compare=False)  # once: shapes are looked up several times a round
 
     def __post_init__(self) -> None:
@@ -97,12 +99,7 @@ class TreeShape:
 
     def cut(self, depth: int) -> TreeShape:
         """The part of the tree with at most `depth` draft tokens on a path."""
-        if depth >= self.depth:
-            return self
-        stop = self.levels[max(depth, 0)][1]
-        kept = self.priority[:stop]
-        ranks = {p: i for i, p in enumerate(sorted(kept))}
-        return TreeShape(self.parents[:stop], tuple(ranks[p] for p in kept))
+        return self if depth >= self.depth else _cut(self, max(depth, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +117,12 @@ class ShapeTensors:
 ROOT_ONLY = TreeShape((-1,))
 
 
-def shape_levels(shape: TreeShape) -> tuple[tuple[int, int], ...]:
-    """`(start, stop)` node ranges of the levels, the root's first."""
-    return shape.levels
+@lru_cache(maxsize=512)
+def _cut(shape: TreeShape, depth: int) -> TreeShape:
+    stop = shape.levels[depth][1]
+    kept = shape.priority[:stop]
+    ranks = {p: i for i, p in enumerate(sorted(kept))}
+    return TreeShape(shape.parents[:stop], tuple(ranks[p] for p in kept))
 
 
 @lru_cache(maxsize=512)

@@ -24,7 +24,7 @@ class Due(Enum):
 
 
 class Agenda:
-    """What happened since the last decision of a generation. `heard`: arms that were rehearsed since."""
+    """What happened since the last decision of a generation. `heard`: arms whose rehearsals since were better than what was believed."""
 
     def __init__(self, learnt: Learnt, beliefs: Beliefs) -> None:
         self._learnt, self._beliefs = learnt, beliefs
@@ -32,22 +32,26 @@ class Agenda:
         self._news = False
         self._drift = 0.0  # tokens a row that came over those that were expected
 
-    def due(self, standing: Standing | None, batch: Batch, situation: Hashable, key: Hashable) -> Due:
+    def due(self, standing: Standing | None, batch: Batch, situation: Hashable, rows: Hashable) -> Due:
         """What has to be thought of before the next round; most reviews change a tree and no arm, and cost a small part of a look."""
         if standing is None or standing.situation != situation:
             return Due.LOOK
         affords = self._learnt.thinking.affords
         if affords and (self._news or self._learnt.rounds[situation] >= standing.until):
             return Due.LOOK
-        changed = standing.key != key or standing.streak != self._beliefs.in_streaks(standing.option.arm, batch)
+        changed = (
+            standing.rows != rows
+            or standing.too_deep(batch)
+            or not standing.turns(self._beliefs.in_streaks(standing.option.arm, batch))
+        )
         if changed or (affords and (self.heard or self._disappointed(standing))):
             return Due.REVIEW
         return Due.NOTHING
 
     def _disappointed(self, standing: Standing) -> bool:
-        """Whether the rounds since yielded so much less than was expected that a decision should be looked at again. One that yields more
-        stands until its next look: luck that is followed at once makes trees too large."""
-        return self._drift < -max(SURPRISE, standing.option.tokens)
+        """Whether the rounds since yielded so much less than was expected that a decision should be looked at again: the less, the
+        farther it was ahead. One that yields more stands until its next look: luck that is followed at once makes trees too large."""
+        return self._drift < -standing.lead * max(SURPRISE, standing.option.tokens)
 
     def follow(self, outcome: Outcome) -> None:
         """A round is over."""

@@ -32,6 +32,9 @@ from specplug.outcome import outcome_of
 from specplug.round import Round
 from specplug.tree import ROOT_ONLY
 
+AHEAD = (
+    3.0  # most times as long, and through as much bad luck, that a decision stands for its lead over what came second
+)
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
 
 
@@ -87,7 +90,7 @@ class Goodput(Controller):
         situation = situation_of(batch)
         self._rehearsal.plan(batch)
         standing = self._standing
-        due = self._agenda.due(standing, batch, situation, self._key(batch))
+        due = self._agenda.due(standing, batch, situation, self._rows(batch))
         if standing is not None and due is Due.NOTHING:
             return self._begun(standing.planned(batch), standing.option, batch)
         self._ledger.post()
@@ -109,9 +112,9 @@ class Goodput(Controller):
         catches_up = plan.arm.drafter.drafts_with_model and plan.arm.label not in self._warm
         return option.catching_up(batch) if catches_up else plan
 
-    def _key(self, batch: Batch) -> Hashable:
-        """For a batch of another one, what was decided is reviewed."""
-        return batch.rows if self._by_row else batch.num_rows, min(batch.room, 16).bit_length()
+    def _rows(self, batch: Batch) -> Hashable:
+        """For other ones, what was decided is reviewed: each has its own share of a tree, or there are only so many."""
+        return batch.rows if self._by_row else batch.num_rows
 
     def _reviewed(self, standing: Standing, batch: Batch) -> Option | None:
         """The arm that was decided for, with the tree that suits it by now; None if something else seems better, and all has to be looked at.
@@ -125,7 +128,7 @@ class Goodput(Controller):
             return None
         self._agenda.reviewed()
         option = option._replace(reason=standing.option.reason)
-        standing.reviewed(self._key(batch), option, self._beliefs.in_streaks(option.arm, batch))
+        standing.reviewed(self._rows(batch), option, self._beliefs.in_streaks(option.arm, batch))
         return option
 
     def _look(self, batch: Batch, situation: Hashable) -> Option:
@@ -135,20 +138,24 @@ class Goodput(Controller):
         best, rival = self._best(options)
         trial = self._trials.choose(options, best, batch, situation)
         best = best._replace(reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
-        # looked at often while little is known of it
-        sure = self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
         streak = self._beliefs.in_streaks(best.arm, batch)
+        lead = min(AHEAD, max(1.0, self._worth(best) / self._worth(rival)))
         self._standing = Standing(
             situation=situation,
-            key=self._key(batch),
-            until=self._learnt.rounds[situation] + sure,
+            rows=self._rows(batch),
+            until=self._learnt.rounds[situation] + int(lead * self._stands(best)),
             option=best._replace(reason=f"{best.reason}, at the last look"),
             streak=streak,
             rival=rival,
             plain=self._prices.plain,
+            lead=lead,
         )
         self._agenda.looked(tries=trial is not None)
         return best if trial is None else trial._replace(reason=reason_to_try(trial))
+
+    def _stands(self, best: Option) -> int:
+        """Rounds until everything is looked at again, if nothing is far ahead: few while little is known of the best."""
+        return self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
 
     def _best(self, options: list[Option]) -> tuple[Option, Option]:
         """The best option for all that is known, and the second best; the same twice if there is no other."""
@@ -176,9 +183,10 @@ class Goodput(Controller):
         self._learnt.tick(situation, arm.label)
         self._thinking.earn(outcome.seconds, self.thought)
         self._agenda.follow(outcome)
-        for rehearsed in self._rehearsal.observe(outcome, self._beliefs.of):
+        for rehearsed, better in self._rehearsal.observe(outcome, self._beliefs.of):
             self._learnt.look(situation, rehearsed.label)
-            self._agenda.heard.append(rehearsed)
+            if better:  # what did worse than was believed does not take over
+                self._agenda.heard.append(rehearsed)
         self._beliefs.follow(outcome)
         entry = Entry(
             outcome,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
@@ -13,13 +13,31 @@ from specplug.controllers.option import Option, nothing
 from specplug.controllers.prices import Prices
 from specplug.controllers.reading import Reading
 from specplug.controllers.rows import sizes_by_row
-from specplug.controllers.trees import COARSE, FINE, Candidate, candidates, entire, in_streaks, nodes_of, shape_of
+from specplug.controllers.trees import Candidate, candidates, entire, in_streaks, nodes_of, shape_of, tokens_of
 from specplug.host import Batch
 
 RISK = 1.25  # how much more reading counts than it takes: it is lost if the draft turns out worse than believed
+OFF = 1.2  # by which factor plain rounds may take longer or less before an arm's best tree is looked for again
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
 
 Priced = Sequence[tuple[float, Candidate]]  # seconds of a round, and its tree
+
+
+class _Kept(NamedTuple):
+    """An option that was worked out in `situation`, where a plain round took `plain` seconds and reading `read` a token."""
+
+    option: Option
+    situation: Hashable
+    plain: float
+    read: float
+
+    def now(self, plain: float, read: float, reading: float) -> Option:
+        """The same tree, at what it costs by now: rounds take longer or less by as much as plain ones do."""
+        option, scale = self.option, plain / self.plain
+        if scale == 1.0 and read == self.read:
+            return option
+        seconds = (option.seconds - self.read * option.tokens) * scale + read * option.tokens
+        return option._replace(seconds=seconds, reading=reading)
 
 
 class Offers:
@@ -34,7 +52,7 @@ class Offers:
         pick: Callable[[Priced], tuple[float, Candidate]],
     ) -> None:
         self._beliefs, self._prices, self._reading, self._by_row, self._pick = beliefs, prices, reading, by_row, pick
-        self._kept: dict[tuple[str, bool], tuple[Hashable, Option | None]] = {}
+        self._kept: dict[tuple[str, bool], _Kept] = {}
 
     def option(self, arm: Arm, batch: Batch, doubt: float = 0.0) -> Option | None:
         """`arm` with its best tree; None if it cannot pay here. `doubt` in [0, 1]: how far to believe better of it than was seen."""
@@ -45,22 +63,20 @@ class Offers:
         reading = self._reading.seconds(arm, batch, self._prices.plain, self._prices.forward)
         if reading is None:
             return None
-        if self._by_row:
-            return self._made(arm, batch, doubt, reading)
-        key, situation = (arm.label, doubt > 0), self._situation(arm, batch, doubt, reading)
+        plain, read = self._prices.plain, RISK * reading / batch.room
+        key, situation = (arm.label, doubt > 0), self._situation(arm, batch, doubt)
         kept = self._kept.get(key)
-        if kept is None or kept[0] != situation:
-            kept = self._kept[key] = situation, self._made(arm, batch, doubt, reading)
-        return kept[1]
+        if kept is not None and kept.situation == situation and 1 / OFF <= plain / kept.plain <= OFF:
+            return kept.now(plain, read, reading)
+        option = self._made(arm, batch, doubt, reading)
+        self._kept[key] = _Kept(option, situation, plain, read)
+        return option
 
-    def _situation(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Hashable:
+    def _situation(self, arm: Arm, batch: Batch, doubt: float) -> Hashable:
         """While this stays, so does what was computed: a drafter's trees change little as long as nothing is seen of it."""
         seen, rows, room = self._beliefs.of(arm, batch.sampling), batch.rows, min(batch.room, 16)
-        plain = self._prices.plain
-        price = round(32 * math.log(plain + 1e-9))
-        read = round(64 * reading / plain / batch.room)  # what it adds to a token's price, of that of a plain one
         streak = (seen.streaks.tried, seen.streaks.taken) if arm.shape.is_chain and seen.streaks.hold(rows) else None
-        return rows, room, batch.context // 64, price, read, seen.samples, streak, round(16 * doubt)
+        return rows, room, batch.context // 64, seen.samples, streak, round(16 * doubt)
 
     def _made(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Option:
         plain, seen = self._prices.plain, self._beliefs.of(arm, batch.sampling)
@@ -71,7 +87,7 @@ class Offers:
             trees = entire(first, later, arm.shape)
         else:
             depth = min(arm.shape.depth, batch.room - 1)
-            trees = candidates(first, later, chain, size, depth, COARSE if doubt else FINE)
+            trees = candidates(first, later, chain, size, depth)
         proposing = seen.proposing
         if chain and seen.streaks.hold(batch.rows):
             trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
@@ -89,7 +105,9 @@ class Offers:
             wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
             return self._sized(arm, batch, seen, wider, whole)._replace(reading=reading)
         grown = partial(shape_of, first, later, chain, tree)
-        return Option(arm, grown, tree.tokens, seconds, seen.samples, reading=reading)
+        tokens = tree.tokens if chain else tokens_of(first, later, grown())
+        seconds += read * (tokens - tree.tokens)
+        return Option(arm, grown, tokens, seconds, seen.samples, reading=reading)
 
     def _sized(
         self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate, whole: Callable[[float, float], float]
@@ -101,6 +119,6 @@ class Offers:
             return self._prices.shared(arm, tree, count)
 
         ratios = [seen.of_row(row) for row in batch.rows]
-        sizes, tokens = sizes_by_row(nodes_of(first, later, chain, tree), ratios, seconds)
         grown = partial(shape_of, first, later, chain, tree)
+        sizes, tokens = sizes_by_row(nodes_of(first, later, grown()), ratios, seconds)
         return Option(arm, grown, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)

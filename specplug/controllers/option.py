@@ -38,10 +38,13 @@ class Option(NamedTuple):
         """Tokens a row and second."""
         return self.tokens / self.seconds
 
+    def whole(self, batch: Batch) -> bool:
+        """Whether its tree is left as deep as it is, whatever the rows may still take: see `controllers.base.planned`."""
+        return batch.sampling or self.sizes is not None
+
     def plan(self, batch: Batch) -> Plan:
-        """The round that it stands for. A sampled batch's tree is left whole: see `controllers.base.planned`."""
-        whole = batch.sampling or self.sizes is not None
-        shape = self.shape if whole else self.shape.cut(batch.room - 1)
+        """The round that it stands for."""
+        shape = self.shape if self.whole(batch) else self.shape.cut(batch.room - 1)
         return Plan(self.arm, shape, self.sizes, Prediction(self.reason, self.tokens, self.seconds))
 
     def catching_up(self, batch: Batch) -> Plan:
@@ -53,20 +56,24 @@ class Option(NamedTuple):
 
 @dataclass(slots=True)
 class Standing:
-    """A decision and how long it stands: in `situation`, for batches like `key`, until the situation's round `until`.
+    """A decision and how long it stands: in `situation`, for batches of `rows`, until the situation's round `until`.
 
     `streak`: whether all rows were in a streak of its arm; when that changes its tree does. `rival`: what came second;
-    `plain`: seconds of a plain round then.
+    `plain`: seconds of a plain round then. `lead`: how many times as good as what came second it was, at least 1.
     """
 
     situation: Hashable
-    key: Hashable
+    rows: Hashable
     until: int
     option: Option
     streak: bool
     rival: Option
     plain: float
+    lead: float = 1.0
     _plan: Plan | None = field(default=None, init=False)
+    _other: Option | None = field(
+        default=None, init=False
+    )  # what stands where `streak` is the other way round, if that was seen
 
     def planned(self, batch: Batch) -> Plan:
         """The round that it stands for: most are like the one before."""
@@ -75,9 +82,26 @@ class Standing:
             plan = self._plan = self.option.plan(batch)
         return plan
 
-    def reviewed(self, key: Hashable, option: Option, streak: bool) -> None:
+    def too_deep(self, batch: Batch) -> bool:
+        """Whether its tree is deeper than any row may still take. Most are cut to that; see `Option.plan`."""
+        return self.option.whole(batch) and self.planned(batch).shape.depth >= batch.room
+
+    def reviewed(self, rows: Hashable, option: Option, streak: bool) -> None:
         """It stands, with the tree that suits it by now."""
-        self.key, self.option, self.streak, self._plan = key, option, streak, None
+        if rows != self.rows:
+            self._other = None
+        elif streak != self.streak:
+            self._other = self.option
+        self.rows, self.option, self.streak, self._plan = rows, option, streak, None
+
+    def turns(self, streak: bool) -> bool:
+        """Take the tree for rows that are all in a streak now, or no more; False if it has to be found first."""
+        if streak != self.streak:
+            if self._other is None:
+                return False
+            self.option, self._other = self._other, self.option
+            self.streak, self._plan = streak, None
+        return True
 
     def rival_now(self, plain: float) -> Option:
         """What came second, where a plain round takes `plain` seconds by now."""

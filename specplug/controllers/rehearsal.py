@@ -70,8 +70,9 @@ class Rehearsal:
                 self._time.spend(perf_counter() - begun)
         self._due = []
 
-    def observe(self, outcome: Outcome, acceptance: Callable[[Arm, bool], Acceptance]) -> list[Arm]:
-        """Count what the round wrote, read the rehearsals before it into `acceptance`; returns what was rehearsed."""
+    def observe(self, outcome: Outcome, acceptance: Callable[[Arm, bool], Acceptance]) -> list[tuple[Arm, bool]]:
+        """Count what the round wrote, read the rehearsals before it into `acceptance`; returns what was rehearsed, and whether it
+        did better than was believed."""
         self._time.earn(outcome.seconds, SHARE)
         for arm in self._arms:
             written = self._written[id(arm)]
@@ -83,14 +84,19 @@ class Rehearsal:
             if max(written.values()) >= SPAN and arm not in self._due:
                 self._due.append(arm)
         scenes, self._scenes = self._scenes, []
-        for scene in scenes:
-            acceptance(scene.arm, scene.sampling).rehearsed(scene.rows, scene.arm.shape, scene.known, scene.read())
-        return [scene.arm for scene in scenes]
+        return [(scene.arm, _read(scene, acceptance(scene.arm, scene.sampling))) for scene in scenes]
 
     def forget(self, rows: Sequence[Hashable]) -> None:
         for written in self._written.values():
             for row in rows:
                 written.pop(row, None)
+
+
+def _read(scene: _Scene, seen: Acceptance) -> bool:
+    """What became of `scene`; whether it was better than what was `seen` before."""
+    believed = seen.pooled * seen.proposing
+    seen.rehearsed(scene.rows, scene.arm.shape, scene.known, scene.read())
+    return seen.pooled * seen.proposing > believed
 
 
 def _scene(arm: Arm, batch: Batch, written: Sequence[int]) -> _Scene:

@@ -11,6 +11,7 @@ from specplug.controllers import Goodput, Memory
 from specplug.controllers.agenda import SURPRISE, Agenda, Due
 from specplug.controllers.base import Prediction
 from specplug.outcome import outcome_of
+from specplug.trees import Chain
 
 from .test_controllers import GOOD_MODEL, HOST, batch_of, finished_round
 
@@ -36,8 +37,8 @@ class Deciding:
 
     def due(self, **changed: Any) -> Due:
         standing = self.standing
-        given = {"situation": standing.situation, "key": standing.key} | changed
-        return self.agenda.due(standing, BATCH, given["situation"], given["key"])
+        given = {"situation": standing.situation, "rows": standing.rows} | changed
+        return self.agenda.due(standing, BATCH, given["situation"], given["rows"])
 
     def follow(self, expected: float, tokens: int) -> None:
         """A round of which so many tokens a row were expected."""
@@ -63,7 +64,7 @@ def test_another_situation_is_looked_at_and_another_batch_reviewed_at_any_price(
     if poor:
         unaffordable(deciding)
     assert deciding.due(situation="another") is Due.LOOK
-    assert deciding.due(key="another") is Due.REVIEW
+    assert deciding.due(rows="another") is Due.REVIEW
     deciding.standing = replace(deciding.standing, streak=not deciding.standing.streak)
     assert deciding.due() is Due.REVIEW
 
@@ -75,7 +76,7 @@ def test_a_look_is_due_when_it_is_paid_for(happens: str) -> None:
         deciding.agenda.looked(tries=True)
     if happens != "a trial":
         deciding.standing = replace(deciding.standing, until=0)
-    changed = {"key": "another"} if "another" in happens else {}
+    changed = {"rows": "another"} if "another" in happens else {}
     assert deciding.due(**changed) is Due.LOOK
     unaffordable(deciding)
     assert deciding.due(**changed) is (Due.REVIEW if changed else Due.NOTHING)
@@ -101,3 +102,58 @@ def test_rehearsals_and_bad_luck_are_reviewed_and_good_luck_is_not() -> None:
     assert deciding.due() is Due.REVIEW
     deciding.agenda.looked(tries=False)
     assert deciding.due() is Due.NOTHING
+
+
+def test_a_tree_deeper_than_what_is_left_is_reviewed_where_it_is_not_simply_cut() -> None:
+    deciding, depth = Deciding(), 4
+    tree = deciding.standing.option._replace(arm=deciding.goodput.arms[0], grown=Chain(depth).build)
+    for sampling, room, due in [
+        (False, depth, Due.NOTHING),
+        (True, depth, Due.REVIEW),
+        (True, depth + 1, Due.NOTHING),
+    ]:
+        standing = replace(deciding.standing, option=tree)
+        batch = batch_of(2, 100, room)
+        batch.sampling = sampling
+        assert deciding.agenda.due(standing, batch, standing.situation, standing.rows) is due
+
+
+@pytest.mark.parametrize(("ahead", "lead"), [(1.0, 1.0), (1.5, 1.5), (2.0, 2.0), (9.0, 3.0)])
+def test_a_decision_stands_the_longer_the_farther_it_is_ahead(
+    ahead: float, lead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goodput = Deciding().goodput
+    assert goodput._standing is not None
+    rival = goodput._standing.option._replace(arm=goodput.arms[0], tokens=2.0, seconds=1.0, samples=100.0)
+    situation = goodput._standing.situation
+    for samples, rounds in [(100.0, goodput.interval), (2.0, 1)]:
+        best = rival._replace(seconds=1.0 / ahead, samples=samples)
+        monkeypatch.setattr(goodput, "_best", lambda _, found=(best, rival): found)
+        goodput._look(BATCH, situation)
+        assert goodput._standing.lead == pytest.approx(lead)
+        assert goodput._standing.until == goodput._learnt.rounds[situation] + int(lead * rounds)
+
+
+def test_what_is_far_ahead_bears_more_bad_luck() -> None:
+    deciding = Deciding()
+    deciding.standing = replace(deciding.standing, lead=2.0)
+    surprise = max(SURPRISE, deciding.standing.option.tokens)
+    deciding.follow(expected=1.0 + 1.9 * surprise, tokens=1)
+    assert deciding.due() is Due.NOTHING
+    deciding.follow(expected=1.0 + 0.2 * surprise, tokens=1)
+    assert deciding.due() is Due.REVIEW
+
+
+def test_rows_that_get_in_and_out_of_a_streak_again_have_their_trees() -> None:
+    deciding = Deciding()
+    outside, rows = deciding.standing.option, deciding.standing.rows
+    inside = outside._replace(tokens=9.0)
+    assert not deciding.standing.turns(True)
+    assert deciding.standing.option is outside  # nothing is known of the other kind
+    deciding.standing.reviewed(rows, inside, True)
+    for streak, option in [(True, inside), (False, outside), (False, outside), (True, inside)]:
+        assert deciding.standing.turns(streak)
+        assert deciding.standing.option is option and deciding.standing.streak is streak
+        assert deciding.standing.planned(BATCH).predicted.tokens == option.tokens
+    deciding.standing.reviewed("other rows", inside, True)
+    assert not deciding.standing.turns(False)  # of other rows

@@ -65,3 +65,50 @@ def test_what_is_offered_is_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> N
     assert made == []
     goodput._offers.option(goodput.arms[0], batch, doubt=0.5)  # a hope, of which nothing was known
     assert made == [goodput.arms[0].label]
+
+
+def settled(monkeypatch: pytest.MonkeyPatch) -> tuple[Goodput, Batch, Arm, list[str]]:
+    """A planner behind a generation that has its draft's offer; labels of what is worked out from now on."""
+    made: list[str] = []
+
+    def counted(self: Any, arm: Arm, *more: Any) -> Any:
+        made.append(arm.label)
+        return compute(self, arm, *more)
+
+    *_, (goodput, batch) = generation(0)
+    goodput._ledger.post()
+    arm = goodput.arms[0]
+    goodput._offers.option(arm, batch)
+    compute = type(goodput._offers)._made
+    monkeypatch.setattr(type(goodput._offers), "_made", counted)
+    return goodput, batch, arm, made
+
+
+def test_an_offer_costs_more_as_plain_rounds_do_and_is_made_anew_where_they_are_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goodput, batch, arm, made = settled(monkeypatch)
+    before = goodput._offers.option(arm, batch)
+    plain = goodput._prices.plain
+    goodput._prices._plain = 1.1 * plain
+    now = goodput._offers.option(arm, batch)
+    assert before is not None and now is not None and made == []
+    assert now.shape == before.shape and now.tokens == before.tokens
+    assert now.seconds == pytest.approx(1.1 * before.seconds)
+    goodput._prices._plain = 1.3 * plain
+    goodput._offers.option(arm, batch)
+    assert made == [arm.label]
+    goodput._prices._plain = 1.3 / 1.3 * plain / 1.05
+    goodput._offers.option(arm, batch)
+    assert made == [arm.label] * 2  # less is as much a change as more
+
+
+def test_an_offer_costs_what_is_left_to_be_read_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    goodput, batch, arm, made = settled(monkeypatch)
+    for reading in (0.5, 0.1, 0.0):
+        monkeypatch.setattr(type(goodput._reading), "seconds", lambda *_, much=reading: much)
+        kept = goodput._offers.option(arm, batch)
+        assert kept is not None and made == [] and kept.reading == reading
+        fresh = goodput._offers._made(arm, batch, 0.0, reading)
+        made.clear()
+        assert kept.seconds == pytest.approx(fresh.seconds) and kept.tokens == pytest.approx(fresh.tokens)

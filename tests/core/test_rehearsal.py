@@ -74,7 +74,7 @@ def rehearse(texts, written, arm=LOOKUP):
 
 def test_a_text_that_repeats_itself_is_all_taken():
     seen, looked = rehearse([[*range(10)] * 5], [20])
-    assert looked == [LOOKUP]
+    assert looked == [(LOOKUP, True)]
     assert seen.tried[0] > 3.9  # from four places
     assert seen.taken == seen.tried
     assert seen.tried[6] == 0.0  # as deep as the arm's tree
@@ -82,7 +82,8 @@ def test_a_text_that_repeats_itself_is_all_taken():
 
 
 def test_a_text_without_repetition_is_a_failure_to_propose():
-    seen, _ = rehearse([list(range(40))], [20])
+    seen, looked = rehearse([list(range(40))], [20])
+    assert looked == [(LOOKUP, False)]
     assert seen.tried[0] > 3.9 and seen.taken[0] == 0.0
     assert seen.proposing < 0.7
 

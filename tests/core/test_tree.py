@@ -14,7 +14,6 @@ from specplug.tree import (
     fill_shape,
     inner_nodes,
     roots_only,
-    shape_levels,
     shape_tensors,
 )
 
@@ -69,7 +68,7 @@ def test_from_parents_sorts_breadth_first_and_keeps_the_order_as_priority(parent
 @given(parent_lists())
 def test_levels_are_contiguous_and_complete(parents):
     shape = TreeShape.from_parents(parents)
-    levels = shape_levels(shape)
+    levels = shape.levels
     assert levels == shape.levels
     assert [node for start, stop in levels for node in range(start, stop)] == list(range(shape.num_nodes))
     depths = shape_tensors(shape, CPU).depths.tolist()

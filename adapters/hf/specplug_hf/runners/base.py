@@ -14,7 +14,7 @@ from torch import Tensor
 from specplug import TreeShape
 from specplug.drafters import DraftRequest
 from specplug.kv_policies import KVPolicy
-from specplug.tree import shape_levels, shape_tensors
+from specplug.tree import shape_tensors
 from specplug_hf.nodes import NodeForward
 from specplug_hf.step import Step
 from specplug_hf.store import KVStore
@@ -40,7 +40,7 @@ class _BelowRoot:
 @lru_cache(maxsize=256)
 def _below_root(shape: TreeShape, device: torch.device) -> _BelowRoot:
     derived = shape_tensors(shape, device)
-    levels = tuple((start - 1, stop - 1) for start, stop in shape_levels(shape)[1:])
+    levels = tuple((start - 1, stop - 1) for start, stop in shape.levels[1:])
     return _BelowRoot(derived.ancestors[None, 1:, 1:], derived.depths[None, 1:] - 1, levels)
 
 
