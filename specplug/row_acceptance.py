@@ -51,9 +51,9 @@ class RowAcceptance:
             tried, taken = tried + counts[0], taken + counts[1]
         return taken / tried
 
-    def strangers(self, rows: Sequence[Hashable]) -> float:
-        """The share of `rows` that nothing was seen of."""
-        return sum(row not in self.counts for row in rows) / len(rows)
+    def familiar(self, rows: Sequence[Hashable]) -> float:
+        """The share of `rows` that anything was seen of."""
+        return sum(row in self.counts for row in rows) / len(rows)
 
     def forget(self, rows: Iterable[Hashable]) -> None:
         """These rows have left."""

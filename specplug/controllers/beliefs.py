@@ -44,9 +44,13 @@ class Beliefs:
     def known_of(self, arm: Arm, batch: Batch) -> float:
         """How many trials speak of `arm` for the rows of `batch`: fewer for rows that nothing was seen of, as many as young rows gave
         at least."""
-        trials, rows = self.trials(arm, batch.sampling), self.of(arm, batch.sampling).rows
-        strangers = rows.strangers(batch.rows)
-        return (1 - strangers) * trials + strangers * max(SHARED * trials, min(trials, rows.tried))
+        trials, familiar = self.trials(arm, batch.sampling), self.familiar(arm, batch)
+        young = self.of(arm, batch.sampling).rows.tried
+        return familiar * trials + (1 - familiar) * max(SHARED * trials, min(trials, young))
+
+    def familiar(self, arm: Arm, batch: Batch) -> float:
+        """The share of the rows of `batch` that anything was seen of with `arm`."""
+        return self.of(arm, batch.sampling).rows.familiar(batch.rows)
 
     def in_streaks(self, arm: Arm, batch: Batch) -> bool:
         """Whether all rows are in a streak of `arm`."""

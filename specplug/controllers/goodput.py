@@ -91,19 +91,18 @@ class Goodput(Controller):
         self._rehearsal.plan(batch)
         standing = self._standing
         due = self._agenda.due(standing, batch, situation, self._rows(batch))
-        if standing is not None and due is Due.NOTHING:
+        if due is not Due.NOTHING:
+            self._ledger.post()
+            self._prices.look(batch.num_rows, batch.context, situation)
+        if standing is not None and (due is Due.NOTHING or (due is Due.REVIEW and self._reviewed(standing, batch))):
             return self._begun(standing.planned(batch), standing.option, batch)
-        self._ledger.post()
-        self._prices.look(batch.num_rows, batch.context, situation)
-        option = self._reviewed(standing, batch) if standing is not None and due is Due.REVIEW else None
-        if option is None:
-            tried, knows = self._prices.plain_tried(), self._prices.knows()
-            if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
-                seconds = self._prices.plain if tried or knows else None
-                return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
-            begun = self._clock()
-            option = self._look(batch, situation)
-            self._thinking.spend(self._clock() - begun)
+        tried, knows = self._prices.plain_tried(), self._prices.knows()
+        if tried < (1 if knows else 2):  # loses nothing, and is what everything else is measured against
+            seconds = self._prices.plain if tried or knows else None
+            return Plan(self._baseline, ROOT_ONLY, predicted=Prediction("measures plain decoding", 1.0, seconds))
+        begun = self._clock()
+        option = self._look(batch, situation)
+        self._thinking.spend(self._clock() - begun)
         return self._begun(option.plan(batch), option, batch)
 
     def _begun(self, plan: Plan, option: Option, batch: Batch) -> Plan:
@@ -116,8 +115,8 @@ class Goodput(Controller):
         """For other ones, what was decided is reviewed: each has its own share of a tree, or there are only so many."""
         return batch.rows if self._by_row else batch.num_rows
 
-    def _reviewed(self, standing: Standing, batch: Batch) -> Option | None:
-        """The arm that was decided for, with the tree that suits it by now; None if something else seems better, and all has to be looked at.
+    def _reviewed(self, standing: Standing, batch: Batch) -> bool:
+        """Whether the arm that was decided for stands, with the tree that suits it by now; else all has to be looked at.
 
         Nothing was seen of the other arms since, but of those that were rehearsed.
         """
@@ -125,11 +124,11 @@ class Goodput(Controller):
         heard = [found for arm in self._agenda.heard if (found := self._offers.option(arm, batch)) is not None]
         rivals = [standing.rival_now(self._prices.plain), *heard]
         if option is None or self._worth(option) * self.margin < max(map(self._worth, rivals)):
-            return None
+            return False
         self._agenda.reviewed()
         option = option._replace(reason=standing.option.reason)
         standing.reviewed(self._rows(batch), option, self._beliefs.in_streaks(option.arm, batch))
-        return option
+        return True
 
     def _look(self, batch: Batch, situation: Hashable) -> Option:
         """The best option, or what to try instead."""
@@ -139,7 +138,7 @@ class Goodput(Controller):
         trial = self._trials.choose(options, best, batch, situation)
         best = best._replace(reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
         streak = self._beliefs.in_streaks(best.arm, batch)
-        lead = min(AHEAD, max(1.0, self._worth(best) / self._worth(rival)))
+        lead = self._lead(best, rival, batch)
         self._standing = Standing(
             situation=situation,
             rows=self._rows(batch),
@@ -156,6 +155,12 @@ class Goodput(Controller):
     def _stands(self, best: Option) -> int:
         """Rounds until everything is looked at again, if nothing is far ahead: few while little is known of the best."""
         return self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
+
+    def _lead(self, best: Option, rival: Option, batch: Batch) -> float:
+        """How many times as good as what came second the best is, as far as these rows are known."""
+        drafting = rival if best.arm is self._baseline else best
+        ahead = max(1.0, self._worth(best) / self._worth(rival)) - 1
+        return 1 + min(AHEAD - 1, ahead) * self._beliefs.familiar(drafting.arm, batch)
 
     def _best(self, options: list[Option]) -> tuple[Option, Option]:
         """The best option for all that is known, and the second best; the same twice if there is no other."""

@@ -22,13 +22,15 @@ class Prices:
         self._budgets = {arm.label: arm.drafter.budget for arm in arms}
         self._plain_label = arms[-1].label
         self._plain: float | None = None
+        self._forwards: dict[str, float] = {}  # by arm
         self._rows = self._context = 0
         self._situation: Hashable = None
 
     def look(self, rows: int, context: int, situation: Hashable) -> None:
         """Everything is priced for so many rows with up to `context` tokens in the cache, and by what was learnt until now."""
         if (rows, context, situation) != (self._rows, self._context, self._situation):
-            self._rows, self._context, self._situation, self._plain = rows, context, situation, None
+            self._rows, self._context, self._situation = rows, context, situation
+            self._forget()
 
     @property
     def plain(self) -> float:
@@ -62,16 +64,25 @@ class Prices:
 
     def forward(self, arm: Arm) -> float:
         """A forward of the draft of `arm`, for a token of every row."""
-        return self._cost.level(self._round(arm, 2 * self._rows, 1), self._situation)
+        seconds = self._forwards.get(arm.label)
+        if seconds is None:
+            seconds = self._cost.level(self._round(arm, 2 * self._rows, 1), self._situation)
+            self._forwards[arm.label] = seconds
+        return seconds
 
     def observe(self, outcome: Outcome, settling: bool) -> None:
         """A round of the batch that is looked at took so long. `settling`: see `OnlineCost.observe`."""
         self._cost.observe(self._work_of(outcome), self._situation, outcome.seconds, settling)
-        self._plain = None
+        self._forget()
 
     def excess(self, outcome: Outcome) -> float:
         """Seconds that such a round took beyond what is believed of its like."""
         return max(0.0, outcome.seconds - self._cost.seconds(self._work_of(outcome), self._situation))
+
+    def _forget(self) -> None:
+        """What was worked out is of another batch, or was learnt anew."""
+        self._plain = None
+        self._forwards.clear()
 
     def _work_of(self, outcome: Outcome) -> Scale:
         plan = outcome.plan

@@ -119,7 +119,7 @@ class OnlineCost:
         """
         ground, kinds = self._ground(like, situation, doubt), self.kinds.get(situation, {})
         # many trees have as many nodes, or levels as wide
-        verifies: dict[int, float] = {}
+        verifies: dict[int, float] = {like.rows: ground.plain}
         levels: dict[int, float] = {}
         found, drafter, rows = [], like.drafter, like.rows
         for nodes, depth in sizes:
@@ -132,8 +132,9 @@ class OnlineCost:
                 if level is None:
                     level = levels[widest] = ground.forward(widest)
                 seconds += depth * level
-            kind = kinds.get((drafter, round(nodes / rows), depth))
-            found.append(seconds if kind is None else seconds * math.exp(kind.factor.value * (1 - doubt)))
+            if kinds and (kind := kinds.get((drafter, round(nodes / rows), depth))) is not None:
+                seconds *= math.exp(kind.factor.value * (1 - doubt))
+            found.append(seconds)
         return found
 
     def plain(self, work: Scale, situation: Hashable) -> float:

@@ -126,12 +126,15 @@ def test_a_decision_stands_the_longer_the_farther_it_is_ahead(
     assert goodput._standing is not None
     rival = goodput._standing.option._replace(arm=goodput.arms[0], tokens=2.0, seconds=1.0, samples=100.0)
     situation = goodput._standing.situation
-    for samples, rounds in [(100.0, goodput.interval), (2.0, 1)]:
-        best = rival._replace(seconds=1.0 / ahead, samples=samples)
-        monkeypatch.setattr(goodput, "_best", lambda _, found=(best, rival): found)
-        goodput._look(BATCH, situation)
-        assert goodput._standing.lead == pytest.approx(lead)
-        assert goodput._standing.until == goodput._learnt.rounds[situation] + int(lead * rounds)
+    for familiar, row in [(0.0, None), (0.5, 0), (1.0, 1)]:  # as far as its rows are known
+        if row is not None:
+            goodput._beliefs.of(rival.arm, False).rows.observe(row, 1.0, 1.0, 1.0)
+        for samples, rounds in [(100.0, goodput.interval), (2.0, 1)]:
+            best = rival._replace(seconds=1.0 / ahead, samples=samples)
+            monkeypatch.setattr(goodput, "_best", lambda _, found=(best, rival): found)
+            goodput._look(BATCH, situation)
+            assert goodput._standing.lead == pytest.approx(1 + familiar * (lead - 1))
+            assert goodput._standing.until == goodput._learnt.rounds[situation] + int(goodput._standing.lead * rounds)
 
 
 def test_what_is_far_ahead_bears_more_bad_luck() -> None:

@@ -93,9 +93,9 @@ def counted(goodput):
         return look(*arguments)
 
     def reviewed(*arguments):
-        option = review(*arguments)
-        counts.reviews += option is not None
-        return option
+        stands = review(*arguments)
+        counts.reviews += stands
+        return stands
 
     goodput._look, goodput._reviewed = looked, reviewed
     return counts

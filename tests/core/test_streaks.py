@@ -1,8 +1,7 @@
 """Streaks: a text that has begun to agree with a lookup is expected to go on, and the planner's chains grow at once."""
 
-from types import SimpleNamespace
-
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
