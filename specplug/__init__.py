@@ -14,6 +14,7 @@ from specplug.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from specplug.hindsight import Hindsight
 from specplug.hookspecs import hookimpl
 from specplug.host import Batch, Commit, Host
 from specplug.kv_policies import KVPolicy, KVSelection
@@ -36,6 +37,7 @@ __all__ = [
     "Controller",
     "DraftRequest",
     "Drafter",
+    "Hindsight",
     "Host",
     "KVPolicy",
     "KVSelection",

@@ -36,15 +36,15 @@ class Agenda:
         """What has to be thought of before the next round; most reviews change a tree and no arm, and cost a small part of a look."""
         if standing is None or standing.situation != situation:
             return Due.LOOK
-        affords = self._learnt.thinking.affords
-        if affords and (self._news or self._learnt.rounds[situation] >= standing.until):
+        affords, now = self._learnt.thinking.affords, self._learnt.rounds[situation]
+        if affords and (self._news or now >= standing.until):
             return Due.LOOK
         changed = (
             standing.rows != rows
             or standing.too_deep(batch)
             or not standing.turns(self._beliefs.in_streaks(standing.option.arm, batch))
         )
-        if changed or (affords and (self.heard or self._disappointed(standing))):
+        if changed or (affords and (now >= standing.stale or self.heard or self._disappointed(standing))):
             return Due.REVIEW
         return Due.NOTHING
 

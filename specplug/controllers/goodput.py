@@ -127,7 +127,8 @@ class Goodput(Controller):
             return False
         self._agenda.reviewed()
         option = option._replace(reason=standing.option.reason)
-        standing.reviewed(self._rows(batch), option, self._beliefs.in_streaks(option.arm, batch))
+        stale = self._learnt.rounds[standing.situation] + self._stands(option)
+        standing.reviewed(self._rows(batch), option, self._beliefs.in_streaks(option.arm, batch), stale)
         return True
 
     def _look(self, batch: Batch, situation: Hashable) -> Option:
@@ -138,11 +139,12 @@ class Goodput(Controller):
         trial = self._trials.choose(options, best, batch, situation)
         best = best._replace(reason=f"best of {len(options)}" if len(options) > 1 else "nothing else can pay here")
         streak = self._beliefs.in_streaks(best.arm, batch)
-        lead = self._lead(best, rival, batch)
+        now, rounds, lead = self._learnt.rounds[situation], self._stands(best), self._lead(best, rival, batch)
         self._standing = Standing(
             situation=situation,
             rows=self._rows(batch),
-            until=self._learnt.rounds[situation] + int(lead * self._stands(best)),
+            until=now + int(lead * rounds),
+            stale=now + rounds,
             option=best._replace(reason=f"{best.reason}, at the last look"),
             streak=streak,
             rival=rival,
@@ -153,7 +155,7 @@ class Goodput(Controller):
         return best if trial is None else trial._replace(reason=reason_to_try(trial))
 
     def _stands(self, best: Option) -> int:
-        """Rounds until everything is looked at again, if nothing is far ahead: few while little is known of the best."""
+        """Rounds until its tree is looked at again, and everything else, if nothing is far ahead: few while little is known of the best."""
         return self.interval if best.arm is self._baseline else max(1, min(self.interval, int(best.samples / 2)))
 
     def _lead(self, best: Option, rival: Option, batch: Batch) -> float:

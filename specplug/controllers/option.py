@@ -56,7 +56,8 @@ class Option(NamedTuple):
 
 @dataclass(slots=True)
 class Standing:
-    """A decision and how long it stands: in `situation`, for batches of `rows`, until the situation's round `until`.
+    """A decision and how long it stands: in `situation`, for batches of `rows`, until the situation's round `until`; to be reviewed in
+    its round `stale`.
 
     `streak`: whether all rows were in a streak of its arm; when that changes its tree does. `rival`: what came second;
     `plain`: seconds of a plain round then. `lead`: how many times as good as what came second it was, at least 1.
@@ -65,6 +66,7 @@ class Standing:
     situation: Hashable
     rows: Hashable
     until: int
+    stale: int
     option: Option
     streak: bool
     rival: Option
@@ -86,13 +88,10 @@ class Standing:
         """Whether its tree is deeper than any row may still take. Most are cut to that; see `Option.plan`."""
         return self.option.whole(batch) and self.planned(batch).shape.depth >= batch.room
 
-    def reviewed(self, rows: Hashable, option: Option, streak: bool) -> None:
+    def reviewed(self, rows: Hashable, option: Option, streak: bool, stale: int) -> None:
         """It stands, with the tree that suits it by now."""
-        if rows != self.rows:
-            self._other = None
-        elif streak != self.streak:
-            self._other = self.option
-        self.rows, self.option, self.streak, self._plan = rows, option, streak, None
+        self._other = self.option if streak != self.streak and rows == self.rows else None
+        self.rows, self.option, self.streak, self.stale, self._plan = rows, option, streak, stale, None
 
     def turns(self, streak: bool) -> bool:
         """Take the tree for rows that are all in a streak now, or no more; False if it has to be found first."""

@@ -5,18 +5,30 @@ Each names the checks that it fails. What fails nothing would prove nothing abou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
-from specplug import Controller, Drafter, DraftRequest, KVPolicy, KVSelection, Plan, TreeBatch, TreeBuilder, verify
+from specplug import (
+    Controller,
+    Drafter,
+    DraftRequest,
+    Hindsight,
+    KVPolicy,
+    KVSelection,
+    Plan,
+    TreeBatch,
+    TreeBuilder,
+    verify,
+)
 from specplug import round as rounds
-from specplug.drafters import ModelDraft, expand
+from specplug.drafters import ModelDraft, PromptLookup, expand
+from specplug.host import Batch
 from specplug.stats import SpecStats
-from specplug.tree import chain_shape, chain_trees, roots_only
+from specplug.tree import TreeShape, chain_shape, chain_trees, roots_only
 from specplug_conformance import Case
 from specplug_conformance.toy import host as toy_host
 from specplug_conformance.toy import subject as toy_subject
@@ -337,6 +349,14 @@ class Remembers(Drafter):
         return chain_trees(
             request.batch.roots, torch.full_like(request.batch.roots, self.calls % self.host.vocab_size)[:, None]
         )
+
+
+@faulty_plugin("drafter", "rehearsal")
+class Flatters(PromptLookup):
+    """Says in hindsight that everything would have been taken."""
+
+    def hindsight(self, batch: Batch, ago: Sequence[int], shape: TreeShape) -> Hindsight:
+        return Hindsight(ago, [True] * len(ago))
 
 
 @faulty_plugin("kv_policy", "budget")

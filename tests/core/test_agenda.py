@@ -28,7 +28,7 @@ class Deciding:
             self.round()
         self.agenda = Agenda(self.goodput._learnt, self.goodput._beliefs)
         option = self.goodput._standing.option._replace(tokens=2 * SURPRISE)
-        self.standing: Any = replace(self.goodput._standing, until=10**6, option=option)
+        self.standing: Any = replace(self.goodput._standing, until=10**6, stale=10**6, option=option)
         self.goodput._learnt.thinking.spare = 1.0
 
     def round(self) -> None:
@@ -134,7 +134,9 @@ def test_a_decision_stands_the_longer_the_farther_it_is_ahead(
             monkeypatch.setattr(goodput, "_best", lambda _, found=(best, rival): found)
             goodput._look(BATCH, situation)
             assert goodput._standing.lead == pytest.approx(1 + familiar * (lead - 1))
-            assert goodput._standing.until == goodput._learnt.rounds[situation] + int(goodput._standing.lead * rounds)
+            now = goodput._learnt.rounds[situation]
+            assert goodput._standing.until == now + int(goodput._standing.lead * rounds)
+            assert goodput._standing.stale == now + rounds
 
 
 def test_what_is_far_ahead_bears_more_bad_luck() -> None:
@@ -153,10 +155,27 @@ def test_rows_that_get_in_and_out_of_a_streak_again_have_their_trees() -> None:
     inside = outside._replace(tokens=9.0)
     assert not deciding.standing.turns(True)
     assert deciding.standing.option is outside  # nothing is known of the other kind
-    deciding.standing.reviewed(rows, inside, True)
+    deciding.standing.reviewed(rows, inside, True, stale=10**6)
     for streak, option in [(True, inside), (False, outside), (False, outside), (True, inside)]:
         assert deciding.standing.turns(streak)
         assert deciding.standing.option is option and deciding.standing.streak is streak
         assert deciding.standing.planned(BATCH).predicted.tokens == option.tokens
-    deciding.standing.reviewed("other rows", inside, True)
-    assert not deciding.standing.turns(False)  # of other rows
+    deciding.standing.reviewed(rows, inside, True, stale=10**6)
+    assert not deciding.standing.turns(False)  # what stood before is old by now
+    deciding.standing.reviewed("other rows", outside, False, stale=10**6)
+    assert not deciding.standing.turns(True)  # it was of other rows
+
+
+def test_the_tree_of_what_is_far_ahead_is_reviewed_as_often_as_everything_is_looked_at_elsewhere() -> None:
+    deciding = Deciding()
+    goodput, situation = deciding.goodput, deciding.standing.situation
+    now = goodput._learnt.rounds[situation]
+    deciding.standing = replace(deciding.standing, stale=now)
+    assert deciding.due() is Due.REVIEW
+    assert goodput._standing is not None
+    goodput._standing.stale = now
+    goodput._ledger.post()
+    assert goodput._reviewed(goodput._standing, BATCH)
+    assert goodput._standing.stale == now + goodput._stands(goodput._standing.option)
+    unaffordable(deciding)
+    assert deciding.due() is Due.NOTHING

@@ -118,6 +118,25 @@ def test_counts_are_those_of_real_rounds():
     assert seen.rows == hand.rows
 
 
+class WithoutHindsight(PromptLookup):
+    """Has to draft for the past."""
+
+    def hindsight(self, batch, ago, shape):
+        return None
+
+
+@pytest.mark.parametrize("vocabulary", [2, 3, 20, 2**21])
+def test_in_hindsight_a_lookup_says_what_drafting_would_have_come_to(vocabulary):
+    """A vocabulary of two million tokens has no character for each: there it is drafted, too."""
+    generator = torch.Generator().manual_seed(5)
+    drafting = Arm("lookup", WithoutHindsight(), LOOKUP.shape)
+    for lengths, written in (((60, 40, 50), (16, 9, 0)), ((30,), (29,)), ((12, 9), (12, 40))):
+        texts = [torch.randint(vocabulary - 2, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+        told, _ = rehearse(texts, list(written))
+        drafted, _ = rehearse(texts, list(written), arm=drafting)
+        assert told == drafted and told.tried[0] > 0
+
+
 def test_rows_that_wrote_nothing_are_not_judged():
     seen, _ = rehearse([[*range(10)] * 5, list(range(40))], [10, 0])
     assert set(seen.rows.counts) == {"a"}

@@ -1,12 +1,16 @@
-"""Rehearsal: a drafter that may be tried on the past proposes from the text alone, up to where it then ended."""
+"""Rehearsal: a drafter that may be tried on the past proposes from the text alone, up to where it then ended.
+
+What it says of itself in hindsight is what drafting then would have come to.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from specplug import DraftRequest, Round, TreeBatch
+from specplug import Drafter, DraftRequest, Round, TreeBatch
 from specplug.host import Batch
 from specplug_conformance.check import Skipped, Trial, check
 from specplug_conformance.compare import faulty
@@ -15,10 +19,13 @@ from specplug_conformance.scene import speculator
 from specplug_conformance.search import Scene, scenes, search
 from specplug_conformance.subject import State, Watch, World
 
+Node = tuple[int, int, bool]
+
 
 @check(
     "rehearsal",
-    "a drafter with `rehearses` proposes the same from the same text, whatever was asked of it in between",
+    "a drafter with `rehearses` proposes the same from the same text, whatever was asked of it in between, and in hindsight "
+    "says of its proposals what becomes of them",
     frozenset({"drafter"}),
 )
 def rehearsal(trial: Trial) -> None:
@@ -43,8 +50,44 @@ def _asker(world: World, request: Request) -> Watch:
         if (said := _proposed(again)) != (first := _proposed(finished.trees)):
             complaint = "asked again for the same text, the drafter proposes something else"
             raise faulty(world, request, complaint, first=first, again=said)
+        if (told := _told(drafter, finished)) is not None and told != (real := _come_to(drafter, finished)):
+            complaint = "in hindsight the drafter says something else of its proposals than what becomes of them"
+            raise faulty(world, request, complaint, real=real, said=told)
 
     return ask
+
+
+def _told(drafter: Drafter, finished: Round) -> list[tuple[int, bool]] | None:
+    """What it says, behind the round, of having drafted before it, by row: tokens taken of it, and whether it proposed any."""
+    counts, shape = finished.commit.counts, finished.plan.shape
+    after = replace(_gone_on(finished), history_ends=_ends(finished) + torch.tensor(counts))
+    told = drafter.hindsight(_as_strangers(after, 0), counts, shape)
+    if told is None:
+        return None
+    known = zip(told.taken, counts, told.proposed, strict=True)
+    return [(min(taken, count), proposed) for taken, count, proposed in known]
+
+
+def _come_to(drafter: Drafter, finished: Round) -> list[tuple[int, bool]]:
+    """The same, by drafting."""
+    before = _as_strangers(_gone_on(finished), 0)
+    trees = _nodes(drafter.draft(DraftRequest(before, finished.plan.shape)))
+    new = finished.verdict.tokens(finished.trees).tolist()
+    return [
+        (_depth_of(nodes, tokens[:count]), any(kept for _, _, kept in nodes[1:]))
+        for nodes, tokens, count in zip(trees, new, finished.commit.counts, strict=True)
+    ]
+
+
+def _depth_of(nodes: list[Node], text: list[int]) -> int:
+    """How many tokens of `text` there is a path for."""
+    node = 0
+    for depth, token in enumerate(text):
+        below = [place for place, found in enumerate(nodes) if place and found == (node, token, True)]
+        if not below:
+            return depth
+        node = below[0]
+    return len(text)
 
 
 def _gone_on(finished: Round) -> Batch:
@@ -55,6 +98,11 @@ def _gone_on(finished: Round) -> Batch:
     text = torch.cat([batch.history, torch.zeros_like(new)], dim=1)
     columns = batch.history_ends[:, None] + torch.arange(new.shape[1], device=new.device)
     return replace(batch, history=text.scatter(1, columns, new))
+
+
+def _ends(finished: Round) -> Tensor:
+    assert finished.batch.history_ends is not None
+    return finished.batch.history_ends
 
 
 def _as_strangers(batch: Batch, ago: int) -> Batch:
@@ -69,11 +117,13 @@ def _as_strangers(batch: Batch, ago: int) -> Batch:
     )
 
 
-def _proposed(trees: TreeBatch) -> list[list[tuple[int, int]]]:
-    """Of every row, parent and token of each node."""
+def _proposed(trees: TreeBatch) -> list[list[Node]]:
+    """Of every row, the nodes that are no padding."""
+    return [[node for node in nodes if node[2]] for nodes in _nodes(trees)]
+
+
+def _nodes(trees: TreeBatch) -> list[list[Node]]:
+    """Of every row, parent and token of each node, and whether it is no padding."""
     parents = trees.parents.expand(trees.num_rows, -1).tolist()
-    real = torch.ones_like(trees.tokens) if trees.valid is None else trees.valid
-    return [
-        [(p, t) for p, t, kept in zip(*row, strict=True) if kept]
-        for row in zip(parents, trees.tokens.tolist(), real.tolist(), strict=True)
-    ]
+    real = torch.ones_like(trees.tokens, dtype=torch.bool) if trees.valid is None else trees.valid
+    return [list(zip(*row, strict=True)) for row in zip(parents, trees.tokens.tolist(), real.tolist(), strict=True)]
