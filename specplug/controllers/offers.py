@@ -13,7 +13,16 @@ from specplug.controllers.option import Option, nothing
 from specplug.controllers.prices import Prices
 from specplug.controllers.reading import Reading
 from specplug.controllers.rows import sizes_by_row
-from specplug.controllers.trees import Candidate, candidates, entire, in_streaks, nodes_of, shape_of, tokens_of
+from specplug.controllers.trees import (
+    Candidate,
+    candidates,
+    entire,
+    in_streaks,
+    nodes_of,
+    parents_of,
+    shape_of,
+    tokens_of,
+)
 from specplug.host import Batch
 
 RISK = 1.25  # how much more reading counts than it takes: it is lost if the draft turns out worse than believed
@@ -105,8 +114,10 @@ class Offers:
             wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
             return self._sized(arm, batch, seen, wider, whole)._replace(reading=reading)
         grown = partial(shape_of, first, later, chain, tree)
-        tokens = tree.tokens if chain else tokens_of(first, later, grown())
-        seconds += read * (tokens - tree.tokens)
+        tokens = tree.tokens
+        if not chain and tree.given is None:  # not for rounded acceptance, as in the choice
+            tokens = tokens_of(first[: tree.depth], later, parents_of(first, later, chain, tree))
+            seconds += read * (tokens - tree.tokens)
         return Option(arm, grown, tokens, seconds, seen.samples, reading=reading)
 
     def _sized(
@@ -119,6 +130,7 @@ class Offers:
             return self._prices.shared(arm, tree, count)
 
         ratios = [seen.of_row(row) for row in batch.rows]
+        nodes = nodes_of(first[: tree.depth], later, parents_of(first, later, chain, tree))
+        sizes, tokens = sizes_by_row(nodes, ratios, seconds)
         grown = partial(shape_of, first, later, chain, tree)
-        sizes, tokens = sizes_by_row(nodes_of(first, later, grown()), ratios, seconds)
         return Option(arm, grown, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)

@@ -40,32 +40,24 @@ def candidates(
 
 def entire(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> tuple[Candidate, ...]:
     """`shape` as it is, the only choice of a drafter whose tree is worth little in parts."""
-    return (Candidate(shape.size, shape.depth, tokens_of(first, later, shape), shape.depth, shape),)
+    return (Candidate(shape.size, shape.depth, tokens_of(first, later, shape.parents[1:]), shape.depth, shape),)
 
 
-def tokens_of(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> float:
-    """Expected tokens of a round with `shape`, the bonus included."""
-    return sum(_reached(first, later, shape))
+def tokens_of(first: Sequence[float], later: Sequence[float], parents: Sequence[int]) -> float:
+    """Expected tokens of a round with the draft nodes that have `parents`, the bonus included. Siblings stand by rank."""
+    return 1.0 + sum(probability for _, probability in nodes_of(first, later, parents))
 
 
-def nodes_of(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> list[tuple[int, float]]:
-    """Depth and probability of acceptance of the draft nodes of `shape`, in the order in which a smaller tree keeps them."""
-    depths = [depth for depth, (start, stop) in enumerate(shape.levels) for _ in range(start, stop)]
-    found = zip(shape.priority, depths, _reached(first, later, shape), strict=True)
-    return [(depth, probability) for _, depth, probability in sorted(found)[1:]]
-
-
-def _reached(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> list[float]:
-    """The probability that each node of `shape` is accepted, the root's included."""
-    levels = _levels(first[: shape.depth], later)
-    reached, seen = [1.0], [0] * shape.num_nodes
-    for depth, (start, stop) in enumerate(shape.levels[1:]):
-        chances = levels[min(depth, len(levels) - 1)]
-        for parent in shape.parents[start:stop]:
-            rank = seen[parent]
-            seen[parent] = rank + 1
-            reached.append(reached[parent] * chances[rank] if rank < len(chances) else 0.0)
-    return reached
+def nodes_of(first: Sequence[float], later: Sequence[float], parents: Sequence[int]) -> list[tuple[int, float]]:
+    """Depth and probability of acceptance of each draft node; see `tokens_of`."""
+    levels = _levels(first, later)
+    nodes, children = [(0, 1.0)], [0] * (len(parents) + 1)
+    for parent in parents:
+        depth, reached = nodes[parent]
+        chances, rank = levels[min(depth, len(levels) - 1)], children[parent]
+        children[parent] = rank + 1
+        nodes.append((depth + 1, reached * chances[rank] if rank < len(chances) else 0.0))
+    return nodes[1:]
 
 
 def in_streaks(trees: Sequence[Candidate], streaks: Streaks, of_all: float) -> tuple[Candidate, ...]:
@@ -80,6 +72,13 @@ def shape_of(first: Sequence[float], later: Sequence[float], chain: bool, chosen
     if chain or chosen.depth == chosen.size:
         return Chain(chosen.size).build()
     return _shape(_rounded(first[: chosen.cap]), _rounded(later), chosen.size, chosen.cap)
+
+
+def parents_of(first: Sequence[float], later: Sequence[float], chain: bool, chosen: Candidate) -> Sequence[int]:
+    """The parent of each draft node of a candidate that is not given, in the order in which a smaller tree keeps them."""
+    if chain or chosen.depth == chosen.size:
+        return range(chosen.size)
+    return _parents(_rounded(first[: chosen.cap]), _rounded(later), chosen.size, chosen.cap)
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:
@@ -125,6 +124,11 @@ def _candidates(first: tuple[float, ...], later: tuple[float, ...], size: int, d
     return tuple(found.values())
 
 
+@lru_cache(maxsize=512)
+def _parents(first: tuple[float, ...], later: tuple[float, ...], size: int, cap: int) -> tuple[int, ...]:
+    return tuple(parent for parent, _ in grow(_levels(first, later), size, cap))
+
+
 @lru_cache(maxsize=256)
 def _shape(first: tuple[float, ...], later: tuple[float, ...], size: int, cap: int) -> TreeShape:
-    return TreeShape.from_parents([-1, *(parent for parent, _ in grow(_levels(first, later), size, cap))])
+    return TreeShape.from_parents([-1, *_parents(first, later, size, cap)])

@@ -127,7 +127,7 @@ class OnlineCost:
             if seconds is None:
                 seconds = verifies[nodes] = ground.plain + sum(ground.verify(nodes))
             if depth and nodes != rows:
-                widest = like.widest(nodes, depth)
+                widest = max(rows, (nodes - rows) // depth)  # `Scale.widest`, without the call
                 level = levels.get(widest)
                 if level is None:
                     level = levels[widest] = ground.forward(widest)
