@@ -30,9 +30,8 @@ class TreeShape:
 
     parents: tuple[int, ...]
     priority: tuple[int, ...] = field(default=())
-    levels: tuple[tuple[int, int], ...] = field(
-        init=False, repr=False, compare=False
-    )  # (start, stop) of nodes, the root's first
+    # (start, stop) of the nodes of each level, the root's first
+    levels: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)  # once: shapes are looked up several times a round
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ class Offers:
         reading = self._reading.seconds(arm, batch, self._prices.plain, self._prices.forward)
         if reading is None:
             return None
-        plain, read = self._prices.plain, RISK * reading / batch.room
+        plain, read = self._prices.plain, _share(reading, batch)
         key, situation = (arm.label, doubt > 0), self._situation(arm, batch, doubt)
         kept = self._kept.get(key)
         if kept is not None and kept.situation == situation and 1 / OFF <= plain / kept.plain <= OFF:
@@ -102,7 +102,7 @@ class Offers:
             trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
 
         # a drafter that finds nothing to propose costs a plain round; what is read once serves all that are left
-        idle, read = (1 - proposing) * plain, RISK * reading / batch.room
+        idle, read = (1 - proposing) * plain, _share(reading, batch)
 
         def whole(full: float, tokens: float) -> float:
             return proposing * full + idle + read * tokens
@@ -134,3 +134,8 @@ class Offers:
         sizes, tokens = sizes_by_row(nodes, ratios, seconds)
         grown = partial(shape_of, first, later, chain, tree)
         return Option(arm, grown, tokens / rows, whole(seconds(sum(sizes)), tokens / rows), seen.samples, sizes)
+
+
+def _share(reading: float, batch: Batch) -> float:
+    """What reading adds to the price of each token that is left to be written."""
+    return RISK * reading / batch.room

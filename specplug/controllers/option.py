@@ -73,9 +73,8 @@ class Standing:
     plain: float
     lead: float = 1.0
     _plan: Plan | None = field(default=None, init=False)
-    _other: Option | None = field(
-        default=None, init=False
-    )  # what stands where `streak` is the other way round, if that was seen
+    # what stands where `streak` is the other way round, if that was seen
+    _other: Option | None = field(default=None, init=False)
 
     def planned(self, batch: Batch) -> Plan:
         """The round that it stands for: most are like the one before."""

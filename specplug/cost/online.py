@@ -127,7 +127,7 @@ class OnlineCost:
             if seconds is None:
                 seconds = verifies[nodes] = ground.plain + sum(ground.verify(nodes))
             if depth and nodes != rows:
-                widest = max(rows, (nodes - rows) // depth)  # `Scale.widest`, without the call
+                widest = like.widest(nodes, depth)
                 level = levels.get(widest)
                 if level is None:
                     level = levels[widest] = ground.forward(widest)

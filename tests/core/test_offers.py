@@ -49,26 +49,8 @@ def test_what_is_kept_is_worth_what_it_would_be_worth_made_now(seed: int) -> Non
     assert compared > 100
 
 
-def test_what_is_offered_is_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-
-    def counted(self: Any, arm: Arm, *more: Any) -> Any:
-        made.append(arm.label)
-        return compute(self, arm, *more)
-
-    *_, (goodput, batch) = generation(0)
-    compute = type(goodput._offers)._made
-    goodput._ledger.post()
-    first = [goodput._offers.option(arm, batch) for arm in goodput.arms]
-    monkeypatch.setattr(type(goodput._offers), "_made", counted)
-    assert [goodput._offers.option(arm, batch) for arm in goodput.arms] == first
-    assert made == []
-    goodput._offers.option(goodput.arms[0], batch, doubt=0.5)  # a hope, of which nothing was known
-    assert made == [goodput.arms[0].label]
-
-
 def settled(monkeypatch: pytest.MonkeyPatch) -> tuple[Goodput, Batch, Arm, list[str]]:
-    """A planner behind a generation that has its draft's offer; labels of what is worked out from now on."""
+    """A planner behind a generation that has every arm's offer, its draft; labels of what is worked out from now on."""
     made: list[str] = []
 
     def counted(self: Any, arm: Arm, *more: Any) -> Any:
@@ -78,10 +60,20 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> tuple[Goodput, Batch, Arm, list[
     *_, (goodput, batch) = generation(0)
     goodput._ledger.post()
     arm = goodput.arms[0]
-    goodput._offers.option(arm, batch)
+    for each in goodput.arms:
+        goodput._offers.option(each, batch)
     compute = type(goodput._offers)._made
     monkeypatch.setattr(type(goodput._offers), "_made", counted)
     return goodput, batch, arm, made
+
+
+def test_what_is_offered_is_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    goodput, batch, arm, made = settled(monkeypatch)
+    first = [goodput._offers.option(each, batch) for each in goodput.arms]
+    assert [goodput._offers.option(each, batch) for each in goodput.arms] == first
+    assert made == []
+    goodput._offers.option(arm, batch, doubt=0.5)  # a hope, of which nothing was known
+    assert made == [arm.label]
 
 
 def test_an_offer_costs_more_as_plain_rounds_do_and_is_made_anew_where_they_are_others(
@@ -98,7 +90,7 @@ def test_an_offer_costs_more_as_plain_rounds_do_and_is_made_anew_where_they_are_
     goodput._prices._plain = 1.3 * plain
     goodput._offers.option(arm, batch)
     assert made == [arm.label]
-    goodput._prices._plain = 1.3 / 1.3 * plain / 1.05
+    goodput._prices._plain = plain / 1.05
     goodput._offers.option(arm, batch)
     assert made == [arm.label] * 2  # less is as much a change as more
 

@@ -69,7 +69,6 @@ def test_from_parents_sorts_breadth_first_and_keeps_the_order_as_priority(parent
 def test_levels_are_contiguous_and_complete(parents):
     shape = TreeShape.from_parents(parents)
     levels = shape.levels
-    assert levels == shape.levels
     assert [node for start, stop in levels for node in range(start, stop)] == list(range(shape.num_nodes))
     depths = shape_tensors(shape, CPU).depths.tolist()
     for level, (start, stop) in enumerate(levels):

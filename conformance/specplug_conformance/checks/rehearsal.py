@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from specplug import Drafter, DraftRequest, Round, TreeBatch
 from specplug.host import Batch
@@ -59,8 +58,9 @@ def _asker(world: World, request: Request) -> Watch:
 
 def _told(drafter: Drafter, finished: Round) -> list[tuple[int, bool]] | None:
     """What it says, behind the round, of having drafted before it, by row: tokens taken of it, and whether it proposed any."""
-    counts, shape = finished.commit.counts, finished.plan.shape
-    after = replace(_gone_on(finished), history_ends=_ends(finished) + torch.tensor(counts))
+    counts, shape, ends = finished.commit.counts, finished.plan.shape, finished.batch.history_ends
+    assert ends is not None
+    after = replace(_gone_on(finished), history_ends=ends + torch.tensor(counts, device=ends.device))
     told = drafter.hindsight(_as_strangers(after, 0), counts, shape)
     if told is None:
         return None
@@ -98,11 +98,6 @@ def _gone_on(finished: Round) -> Batch:
     text = torch.cat([batch.history, torch.zeros_like(new)], dim=1)
     columns = batch.history_ends[:, None] + torch.arange(new.shape[1], device=new.device)
     return replace(batch, history=text.scatter(1, columns, new))
-
-
-def _ends(finished: Round) -> Tensor:
-    assert finished.batch.history_ends is not None
-    return finished.batch.history_ends
 
 
 def _as_strangers(batch: Batch, ago: int) -> Batch:
