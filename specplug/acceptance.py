@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from specplug.hindsight import Hindsight
 from specplug.outcome import Outcome
-from specplug.row_acceptance import RowAcceptance, odds_ratio, scaled
+from specplug.row_acceptance import RowAcceptance, odds_ratio
 from specplug.streaks import Streaks
 from specplug.tree import TreeShape
 from specplug.trees.base import DEFAULT_ACCEPTANCE
@@ -67,7 +67,7 @@ class Acceptance:
         ]
         if rows:
             ratio = odds_ratio(self.rows.level(rows, pooled), pooled)
-            found = [scaled(p, ratio) for p in found]
+            found = [p * ratio / (1 - p + p * ratio) for p in found]  # as many times the odds
         return [p + (1 - p) * doubt for p in found] if doubt else found
 
     def others(self) -> list[float]:
@@ -83,16 +83,17 @@ class Acceptance:
         pooled = self.pooled
         return self.rows.rate(row, pooled, 2 * self.weight) / pooled
 
-    def observe(self, outcome: Outcome) -> None:
-        """Count what became of a round's trees. A row that proposed less than was planned has failed where it stopped."""
-        self._fade()
-        self.proposing += 0.1 * ((outcome.nodes > 1) - self.proposing)
-        shape = outcome.plan.shape
-        sizes = outcome.plan.sizes or (shape.size,) * outcome.num_rows
-        ranks = outcome.ranks or (None,) * outcome.num_rows
-        for row, size, accepted, which in zip(outcome.rows, sizes, outcome.accepted, ranks, strict=True):
-            if size:
-                self._count(row, shape, size, accepted, which)
+    def observe(self, *outcomes: Outcome) -> None:
+        """Count what became of rounds' trees, in their order; all of one plan for the same rows. A row that proposed less than was
+        planned has failed where it stopped."""
+        plan, rows = outcomes[0].plan, outcomes[0].rows
+        sizes = plan.sizes or (plan.shape.size,) * len(rows)
+        for weight, outcome in zip(self._fade(len(outcomes)), outcomes, strict=True):
+            self.proposing += 0.1 * ((outcome.nodes > 1) - self.proposing)
+            ranks = outcome.ranks or (None,) * len(rows)
+            for row, size, accepted, which in zip(rows, sizes, outcome.accepted, ranks, strict=True):
+                if size:
+                    self._count(row, plan.shape, size, accepted, which, weight)
 
     def rehearsed(self, rows: Sequence[Hashable], shape: TreeShape, known: Sequence[int], hindsight: Hindsight) -> None:
         """Count what would have become of `shape` in places from which only `known` tokens of the text were compared.
@@ -115,13 +116,22 @@ class Acceptance:
         self.streaks.forget(rows)
         self.rows.forget(rows)
 
-    def _fade(self) -> None:
+    def _fade(self, rounds: int = 1) -> list[float]:
+        """What was seen before counts less by so many `rounds`; what each of them counts for when all have been seen."""
         siblings = (self.missed, self.later) if self.missed[0] else ()  # chains have none
+        faded = self.fading**rounds
         for counts in (self.tried, self.taken, *siblings):
-            counts[:] = [count * self.fading for count in counts]
+            counts[:] = [count * faded for count in counts]
+        return [self.fading**later for later in range(rounds - 1, -1, -1)]
 
     def _count(
-        self, row: Hashable, shape: TreeShape, size: int, accepted: int, ranks: Sequence[int] | None = None
+        self,
+        row: Hashable,
+        shape: TreeShape,
+        size: int,
+        accepted: int,
+        ranks: Sequence[int] | None = None,
+        weight: float = 1.0,
     ) -> None:
         """A row had `size` draft tokens of `shape`, and `accepted` of them were. `ranks`: which child of its parent each is; None: the
         first."""
@@ -129,26 +139,26 @@ class Acceptance:
             tried = min(accepted + 1, size, DEPTHS)
             taken = min(accepted, tried)
             for depth in range(taken):
-                self.taken[depth] += 1
+                self.taken[depth] += weight
         else:
-            tried, taken = self._siblings(shape, size, ranks[:accepted] if ranks else (0,) * accepted)
+            tried, taken = self._siblings(shape, size, ranks[:accepted] if ranks else (0,) * accepted, weight)
         for depth in range(tried):
-            self.tried[depth] += 1
+            self.tried[depth] += weight
         self.rows.observe(row, tried, taken, self.fading)
 
-    def _siblings(self, shape: TreeShape, size: int, path: Sequence[int]) -> tuple[int, int]:
+    def _siblings(self, shape: TreeShape, size: int, path: Sequence[int], weight: float) -> tuple[int, int]:
         """Count what was taken of a tree; at how many nodes there was a choice, and where the first child was taken."""
         node, tried, taken, children = 0, 0, 0, children_within(shape, size)
         while tried < DEPTHS and (below := children[node]):
             rank = path[tried] if tried < len(path) else None
             if rank == 0:
-                self.taken[tried] += 1
+                self.taken[tried] += weight
                 taken += 1
             else:
                 for k in range(min(len(below) - 1, RANKS)):
-                    self.missed[k] += 1
+                    self.missed[k] += weight
                 if rank is not None and rank <= RANKS:
-                    self.later[rank - 1] += 1
+                    self.later[rank - 1] += weight
             tried += 1
             if rank is None:
                 break

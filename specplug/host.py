@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -43,14 +44,14 @@ class Batch:
         return len(self.rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Commit:
     """What was really kept: the host may cut what was accepted (stop, grammar, length)."""
 
     num_new: Sequence[int] | Tensor  # [B]: tokens committed, bonus included
     finished: tuple[Hashable, ...] = ()  # rows that left the batch
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """`num_new` as integers; waits for the device, once."""
         return [int(n) for n in (self.num_new.tolist() if isinstance(self.num_new, Tensor) else self.num_new)]

@@ -30,6 +30,12 @@ class Outcome(NamedTuple):
     def num_rows(self) -> int:
         return len(self.rows)
 
+    @property
+    def whole(self) -> list[bool]:
+        """By row, whether anything was proposed and all of it accepted, where trees are chains."""
+        nodes = self.real or [self.nodes] * len(self.accepted)
+        return [count > 1 and taken == count - 1 for count, taken in zip(nodes, self.accepted, strict=True)]
+
 
 def outcome_of(finished: Round) -> Outcome:
     """Reads the round's results, so it waits for the device."""
@@ -41,7 +47,7 @@ def outcome_of(finished: Round) -> Outcome:
         batch.sampling,
         trees.num_nodes,
         None if trees.valid is None else trees.valid.sum(1).tolist(),
-        verdict.num_accepted.tolist(),
+        verdict.accepted,
         ranks_of(trees, verdict, plan.arm.grown),
         finished.commit.counts,
         finished.seconds.work,

@@ -40,7 +40,7 @@ class SpecStats:
     def observe(self, finished: Round, kv_bytes: int) -> None:
         """Add a finished round; reads its results, so it waits for the device."""
         batch, trees = finished.batch, finished.trees
-        accepted = finished.verdict.num_accepted.tolist()
+        accepted = finished.verdict.accepted
         new = finished.commit.counts
         self.rounds += 1
         self.row_rounds += len(new)

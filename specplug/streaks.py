@@ -24,13 +24,12 @@ class Streaks:
     def observe(self, outcome: Outcome, fading: float) -> None:
         """Count what became of the chains of rows in a streak, then look anew who is in one."""
         self.tried, self.taken = self.tried * fading, self.taken * fading
-        depth, accepted = outcome.plan.shape.depth, outcome.accepted
-        nodes = outcome.real or (outcome.nodes,) * len(accepted)
-        for row, count, taken in zip(outcome.rows, nodes, accepted, strict=True):
+        depth = outcome.plan.shape.depth
+        for row, taken, whole in zip(outcome.rows, outcome.accepted, outcome.whole, strict=True):
             if row in self.rows:
                 self.tried += taken + (taken < depth)  # what proposed less has failed where it stopped
                 self.taken += taken
-            (self.rows.add if count > 1 and taken == count - 1 else self.rows.discard)(row)
+            (self.rows.add if whole else self.rows.discard)(row)
 
     def hold(self, rows: Sequence[Hashable]) -> bool:
         """Whether all of `rows` are in one. A tree is as deep for the others too, and for them it would be too deep."""

@@ -19,7 +19,7 @@ exact arithmetic): p is kept without x, or as it is if x was all it had.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Targets:
     probs: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verdict:
     """The accepted path of each row. P = longest possible path, root included.
 
@@ -51,6 +51,12 @@ class Verdict:
     path: Tensor
     num_accepted: Tensor
     bonus: Tensor
+
+    @cached_property
+    def accepted(self) -> list[int]:
+        """`num_accepted` as integers; waits for the device, once."""
+        found: list[int] = self.num_accepted.tolist()
+        return found
 
     def tokens(self, trees: TreeBatch) -> Tensor:
         """New tokens a row, [B, P] int64: accepted draft tokens, then the bonus; what follows repeats the bonus."""

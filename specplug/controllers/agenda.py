@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from specplug.controllers.base import Arm
 from specplug.controllers.beliefs import Beliefs
+from specplug.controllers.calm import Calm
 from specplug.controllers.memory import Learnt
 from specplug.controllers.option import Standing
 from specplug.host import Batch
@@ -44,14 +45,32 @@ class Agenda:
             or standing.too_deep(batch)
             or not standing.turns(self._beliefs.in_streaks(standing.option.arm, batch))
         )
-        if changed or (affords and (now >= standing.stale or self.heard or self._disappointed(standing))):
+        if changed or (affords and (now >= standing.stale or self.heard or self._luck(standing) < 0)):
             return Due.REVIEW
         return Due.NOTHING
 
-    def _disappointed(self, standing: Standing) -> bool:
-        """Whether the rounds since yielded so much less than was expected that a decision should be looked at again: the less, the
+    def calm(self, standing: Standing, batch: Batch, tokens: int | None) -> Calm | None:
+        """What follows the next round if nothing happens that could change a thing. `tokens`: see `Calm`."""
+        rounds = min(standing.until, standing.stale) - self._learnt.rounds[standing.situation] - 1
+        if rounds <= 0 or self._news or self.heard or not self._learnt.thinking.affords:
+            return None
+        plan = standing.planned(batch)
+        return Calm(
+            plan,
+            batch.rows,
+            batch.sampling,
+            context=1 << batch.context.bit_length(),
+            rounds=rounds,
+            expected=standing.option.tokens,
+            luck=self._luck(standing),
+            streak=standing.streak if plan.arm.shape.is_chain and plan.shape.size else None,
+            tokens=tokens,
+        )
+
+    def _luck(self, standing: Standing) -> float:
+        """Tokens a row that rounds may still yield less than was expected before a decision should be looked at again: the fewer, the
         farther it was ahead. One that yields more stands until its next look: luck that is followed at once makes trees too large."""
-        return self._drift < -standing.lead * max(SURPRISE, standing.option.tokens)
+        return self._drift + standing.lead * max(SURPRISE, standing.option.tokens)
 
     def follow(self, outcome: Outcome) -> None:
         """A round is over."""

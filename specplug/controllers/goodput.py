@@ -13,22 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from specplug.controllers.agenda import Agenda, Due
 from specplug.controllers.base import Controller, Plan, Prediction
 from specplug.controllers.beliefs import Beliefs
+from specplug.controllers.calm import Calm
 from specplug.controllers.ledger import Entry, Ledger, Terms
 from specplug.controllers.memory import Memory
 from specplug.controllers.offers import Offers
 from specplug.controllers.option import Option, Standing, reason_to_try, situation_of, widest
 from specplug.controllers.prices import Prices
 from specplug.controllers.reading import Reading
-from specplug.controllers.rehearsal import Rehearsal
+from specplug.controllers.rehearsal import Rehearsal, Rehearsed
 from specplug.controllers.rows import rectangle
 from specplug.controllers.trees import Candidate
 from specplug.controllers.trials import Trials
 from specplug.host import Batch, Host
-from specplug.outcome import outcome_of
+from specplug.outcome import Outcome, outcome_of
 from specplug.round import Round
 from specplug.tree import ROOT_ONLY
 
@@ -36,6 +38,14 @@ AHEAD = (
     3.0  # most times as long, and through as much bad luck, that a decision stands for its lead over what came second
 )
 SETTLING = 2  # a generation's first rounds, slower than those to come: nothing is warm yet
+
+
+class Behind(NamedTuple):
+    """A round that nobody has looked at yet. `unread`: tokens that its draft had to read: many, or 0."""
+
+    outcome: Outcome
+    draft_seconds: float
+    unread: int
 
 
 @dataclass
@@ -73,6 +83,8 @@ class Goodput(Controller):
         self._rehearsal = Rehearsal(self.arms, self._learnt.rehearsing)
         self._standing: Standing | None = None
         self._agenda = Agenda(self._learnt, self._beliefs)
+        self._calm: Calm | None = None
+        self._behind: list[Behind] = []
         self._finished = 0  # rounds of this generation
         self._warm: set[str] = set()  # arms whose caches have caught up in this generation
         self._trials = Trials(
@@ -87,8 +99,12 @@ class Goodput(Controller):
         )
 
     def plan(self, batch: Batch) -> Plan:
+        if self._calm is not None and self._calm.holds(batch):
+            return self._calm.plan
+        self._calm = None
+        self._look_behind()
         situation = situation_of(batch)
-        self._rehearsal.plan(batch)
+        self._hear(situation, self._rehearsal.plan(batch, self._beliefs.of))
         standing = self._standing
         due = self._agenda.due(standing, batch, situation, self._rows(batch))
         if due is not Due.NOTHING:
@@ -108,8 +124,11 @@ class Goodput(Controller):
     def _begun(self, plan: Plan, option: Option, batch: Batch) -> Plan:
         """`plan`, which is about to be followed; if its draft has to read first, a shorter one."""
         self._reading.begin(plan.arm, batch)
-        catches_up = plan.arm.drafter.drafts_with_model and plan.arm.label not in self._warm
-        return option.catching_up(batch) if catches_up else plan
+        if plan.arm.drafter.drafts_with_model and plan.arm.label not in self._warm:
+            return option.catching_up(batch)
+        if self._standing is not None and not self._rehearsal.begun:
+            self._calm = self._agenda.calm(self._standing, batch, self._rehearsal.waits(plan.arm, batch))
+        return plan
 
     def _rows(self, batch: Batch) -> Hashable:
         """For other ones, what was decided is reviewed: each has its own share of a tree, or there are only so many."""
@@ -185,15 +204,24 @@ class Goodput(Controller):
         return option.rate
 
     def observe(self, finished: Round) -> None:
-        outcome, standing = outcome_of(finished), self._standing
-        arm, situation = outcome.plan.arm, situation_of(finished.batch)
+        outcome = outcome_of(finished)
+        self._behind.append(Behind(outcome, finished.seconds.draft, self._reading.end()))
+        if self._calm is not None and not self._calm.goes_on(outcome):
+            self._calm = None
+
+    def _look_behind(self) -> None:
+        """Follow the rounds since the last look behind."""
+        behind, self._behind = self._behind, []
+        for outcome, draft_seconds, unread in behind:
+            self._follow(outcome, draft_seconds, unread)
+
+    def _follow(self, outcome: Outcome, draft_seconds: float, unread: int) -> None:
+        arm, standing = outcome.plan.arm, self._standing
+        situation = situation_of(outcome)
         self._learnt.tick(situation, arm.label)
         self._thinking.earn(outcome.seconds, self.thought)
         self._agenda.follow(outcome)
-        for rehearsed, better in self._rehearsal.observe(outcome, self._beliefs.of):
-            self._learnt.look(situation, rehearsed.label)
-            if better:  # what did worse than was believed does not take over
-                self._agenda.heard.append(rehearsed)
+        self._hear(situation, self._rehearsal.observe(outcome, self._beliefs.of))
         self._beliefs.follow(outcome)
         entry = Entry(
             outcome,
@@ -201,14 +229,22 @@ class Goodput(Controller):
             best=standing is not None and standing.option.arm is arm,
             caught_up=arm.label in self._warm or not arm.drafter.drafts_with_model,
             settling=self._finished < SETTLING,
-            unread=self._reading.end(),
-            draft_seconds=finished.seconds.draft,
+            unread=unread,
+            draft_seconds=draft_seconds,
         )
         self._ledger.enter(entry)
         self._warm.add(arm.label)
         self._finished += 1
 
+    def _hear(self, situation: Hashable, rehearsed: Sequence[Rehearsed]) -> None:
+        for arm, better in rehearsed:
+            self._learnt.look(situation, arm.label)
+            if better:  # what did worse than was believed does not take over
+                self._agenda.heard.append(arm)
+
     def forget(self, rows: Sequence[Hashable]) -> None:
+        self._calm = None
+        self._look_behind()
         self._ledger.post()
         self._rehearsal.forget(rows)
         self._beliefs.forget(rows)

@@ -6,13 +6,14 @@ some three times as long as right behind learning from another one. What is lear
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from specplug.controllers.beliefs import Beliefs
 from specplug.controllers.memory import Learnt
-from specplug.controllers.prices import Prices
+from specplug.controllers.prices import ABOUT, Prices
 from specplug.controllers.reading import Reading
 from specplug.outcome import Outcome
 
@@ -53,38 +54,48 @@ class Ledger:
     def post(self) -> None:
         """Learn from what was written down, in its order."""
         entries, self._entries = self._entries, []
-        for entry in entries:
-            self._post(entry)
+        for _, alike in groupby(entries, _likeness):
+            self._post(list(alike))
 
-    def _post(self, entry: Entry) -> None:
-        outcome, arm = entry.outcome, entry.outcome.plan.arm
-        self._prices.look(outcome.num_rows, outcome.context, entry.situation)
-        self._settle(entry)
-        if entry.unread:
-            forward, depth = self._prices.forward(arm), outcome.plan.shape.depth
-            self._reading.learn(arm, entry.unread, entry.draft_seconds, forward, depth)
+    def _post(self, entries: Sequence[Entry]) -> None:
+        """Learn from rounds that are alike in all but their luck."""
+        first, outcomes = entries[0], [entry.outcome for entry in entries]
+        outcome, arm = first.outcome, first.outcome.plan.arm
+        self._prices.look(outcome.num_rows, outcome.context, first.situation)
+        self._settle(entries)
         if outcome.plan.shape.size:
-            self._beliefs.of(arm, outcome.sampling).observe(outcome)
-        if entry.unread:
-            return
-        if entry.caught_up:
-            self._prices.observe(outcome, entry.settling)
+            self._beliefs.of(arm, outcome.sampling).observe(*outcomes)
+        if first.unread:
+            forward, depth = self._prices.forward(arm), outcome.plan.shape.depth
+            for entry in entries:
+                self._reading.learn(arm, entry.unread, entry.draft_seconds, forward, depth)
+        elif first.caught_up:
+            self._prices.observe(outcomes, first.settling)
         else:
-            self._learnt.warming[arm.label] = self._prices.excess(outcome)
+            self._learnt.warming[arm.label] = self._prices.excess(outcomes[-1])
 
-    def _settle(self, entry: Entry) -> None:
-        """Book what the round gained or lost against plain decoding."""
-        outcome, purse, terms = entry.outcome, self._learnt.purse, self._terms
+    def _settle(self, entries: Sequence[Entry]) -> None:
+        """Book what the rounds gained or lost against plain decoding."""
+        purse, terms = self._learnt.purse, self._terms
         if self.plain is None:
             if not self._prices.plain_tried():
                 return
             self.plain = self._prices.plain
-        plain, seconds = self.plain, outcome.seconds
+        plain = self.plain
         if purse.spare is None:
             purse.spare = terms.credit * plain
-        gain = sum(outcome.counts) / outcome.num_rows * plain - seconds if outcome.plan.shape.size else 0.0
-        if entry.best:
-            gain = max(0.0, gain)  # without the round's luck
-        elif not entry.caught_up:
-            gain = max(gain, -max(2 * plain, purse.spare))  # a long prompt must not cost an arm its trial
-        purse.earn(seconds, gain, terms.allowance, terms.reinvest, most=20 * plain)
+        for entry in entries:
+            outcome, seconds = entry.outcome, entry.outcome.seconds
+            gain = sum(outcome.counts) / outcome.num_rows * plain - seconds if outcome.plan.shape.size else 0.0
+            if entry.best:
+                gain = max(0.0, gain)  # without the round's luck
+            elif not entry.caught_up:
+                gain = max(gain, -max(2 * plain, purse.spare))  # a long prompt must not cost an arm its trial
+            purse.earn(seconds, gain, terms.allowance, terms.reinvest, most=20 * plain)
+
+
+def _likeness(entry: Entry) -> tuple[object, ...]:
+    """Rounds in a row for which this is equal are learnt from together."""
+    outcome, plan = entry.outcome, entry.outcome.plan
+    kind = plan.arm.label, plan.shape, plan.sizes, outcome.nodes, outcome.rows, outcome.sampling
+    return *kind, outcome.context // ABOUT, entry.situation, entry.best, entry.caught_up, entry.settling, entry.unread

@@ -15,7 +15,11 @@ from specplug.controllers.reading import Reading
 from specplug.controllers.rows import sizes_by_row
 from specplug.controllers.trees import (
     Candidate,
+    Priced,
     candidates,
+    caps,
+    chains,
+    climbed,
     entire,
     in_streaks,
     nodes_of,
@@ -23,13 +27,12 @@ from specplug.controllers.trees import (
     shape_of,
     tokens_of,
 )
+from specplug.cost.quote import Quote
 from specplug.host import Batch
 
 RISK = 1.25  # how much more reading counts than it takes: it is lost if the draft turns out worse than believed
 OFF = 1.2  # by which factor plain rounds may take longer or less before an arm's best tree is looked for again
 FIRST = 32  # draft tokens over all rows that an untried drafter may propose
-
-Priced = Sequence[tuple[float, Candidate]]  # seconds of a round, and its tree
 
 
 class _Kept(NamedTuple):
@@ -62,6 +65,7 @@ class Offers:
     ) -> None:
         self._beliefs, self._prices, self._reading, self._by_row, self._pick = beliefs, prices, reading, by_row, pick
         self._kept: dict[tuple[str, bool], _Kept] = {}
+        self._depths: dict[tuple[str, bool], int] = {}  # within which the best trees were found the last time
 
     def option(self, arm: Arm, batch: Batch, doubt: float = 0.0) -> Option | None:
         """`arm` with its best tree; None if it cannot pay here. `doubt` in [0, 1]: how far to believe better of it than was seen."""
@@ -92,27 +96,37 @@ class Offers:
         # what nobody has seen is tried with a small tree: what it costs is a guess too
         size = arm.shape.size if seen.samples else min(arm.shape.size, max(1, FIRST // batch.num_rows))
         first, later, chain = seen.first(doubt, batch.rows), later_of(arm, seen), arm.shape.is_chain
-        if arm.drafter.indivisible:
-            trees = entire(first, later, arm.shape)
-        else:
-            depth = min(arm.shape.depth, batch.room - 1)
-            trees = candidates(first, later, chain, size, depth)
-        proposing = seen.proposing
-        if chain and seen.streaks.hold(batch.rows):
-            trees, proposing = in_streaks(trees, seen.streaks, seen.pooled), 1.0
-
+        in_streak = chain and seen.streaks.hold(batch.rows)
+        proposing = 1.0 if in_streak else seen.proposing
         # a drafter that finds nothing to propose costs a plain round; what is read once serves all that are left
-        idle, read = (1 - proposing) * plain, _share(reading, batch)
+        quote, idle, read = self._prices.quote(arm, doubt), (1 - proposing) * plain, _share(reading, batch)
 
         def whole(full: float, tokens: float) -> float:
             return proposing * full + idle + read * tokens
 
-        prices = self._prices.trees(arm, trees, doubt)
-        seconds, tree = self._pick([(whole(full, tree.tokens), tree) for full, tree in zip(prices, trees, strict=True)])
+        def priced(trees: Sequence[Candidate]) -> Priced:
+            full = self._prices.trees(arm, quote, trees)
+            return [(proposing * of + idle + read * tree.tokens, tree) for of, tree in zip(full, trees, strict=True)]
+
+        depth = min(arm.shape.depth, batch.room - 1)
+        if arm.drafter.indivisible:
+            trees = priced(entire(first, later, arm.shape))
+        elif chain:
+            found = chains(first, min(size, depth))
+            trees = priced(in_streaks(found, seen.streaks, seen.pooled) if in_streak else found)
+        else:
+            key, depths = (arm.label, doubt > 0), caps(depth)
+            trees, self._depths[key] = climbed(
+                depths,
+                self._depths.get(key, depth),
+                lambda cap: priced(candidates(first, later, size, cap)),
+                self._pick,
+            )
+        seconds, tree = self._pick(trees)
         if self._by_row and batch.num_rows > 1 and not doubt and not arm.drafter.indivisible:
             # some rows may get more of it than the best tree for all has, but no draft step more is paid for
-            wider = max((t for t in trees if t.cap == tree.cap and t.depth <= tree.depth), key=lambda t: t.size)
-            return self._sized(arm, batch, seen, wider, whole)._replace(reading=reading)
+            wider = max((t for _, t in trees if t.depth <= tree.depth), key=lambda t: t.size)
+            return self._sized(arm, batch, seen, wider, quote, whole)._replace(reading=reading)
         grown = partial(shape_of, first, later, chain, tree)
         tokens = tree.tokens
         if not chain and tree.given is None:  # not for rounded acceptance, as in the choice
@@ -121,13 +135,19 @@ class Offers:
         return Option(arm, grown, tokens, seconds, seen.samples, reading=reading)
 
     def _sized(
-        self, arm: Arm, batch: Batch, seen: Acceptance, tree: Candidate, whole: Callable[[float, float], float]
+        self,
+        arm: Arm,
+        batch: Batch,
+        seen: Acceptance,
+        tree: Candidate,
+        quote: Quote,
+        whole: Callable[[float, float], float],
     ) -> Option:
         """`arm` with as much of `tree` for each row as pays for that row."""
         first, later, chain, rows = seen.first(), later_of(arm, seen), arm.shape.is_chain, batch.num_rows
 
         def seconds(count: int) -> float:
-            return self._prices.shared(arm, tree, count)
+            return self._prices.shared(arm, quote, tree, count)
 
         ratios = [seen.of_row(row) for row in batch.rows]
         nodes = nodes_of(first[: tree.depth], later, parents_of(first, later, chain, tree))

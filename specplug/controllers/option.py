@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from specplug.controllers.base import Arm, Plan, Prediction
 from specplug.host import Batch
+from specplug.outcome import Outcome
 from specplug.tree import ROOT_ONLY, TreeShape
 
 
@@ -118,7 +119,7 @@ def reason_to_try(option: Option) -> str:
     return "tries it again: may be better than the best" if option.samples else "tries it: nothing was seen of it yet"
 
 
-def situation_of(batch: Batch) -> Hashable:
+def situation_of(batch: Batch | Outcome) -> Hashable:
     """What rounds take and yield about the same: whether sampled, about how many rows, about how long they are."""
     return batch.sampling, batch.num_rows.bit_length(), batch.context.bit_length()
 

@@ -6,8 +6,12 @@ from collections.abc import Callable, Hashable, Sequence
 
 from specplug.controllers.base import Arm
 from specplug.controllers.trees import Candidate
-from specplug.cost.online import OnlineCost, Scale
+from specplug.cost.online import OnlineCost
+from specplug.cost.quote import Quote
+from specplug.cost.scale import Scale
 from specplug.outcome import Outcome
+
+ABOUT = 64  # tokens: contexts are priced in such steps, in the middle of each
 
 
 class Prices:
@@ -27,7 +31,8 @@ class Prices:
         self._situation: Hashable = None
 
     def look(self, rows: int, context: int, situation: Hashable) -> None:
-        """Everything is priced for so many rows with up to `context` tokens in the cache, and by what was learnt until now."""
+        """Everything is priced for so many rows with about `context` tokens in the cache, and by what was learnt until now."""
+        context -= context % ABOUT - ABOUT // 2
         if (rows, context, situation) != (self._rows, self._context, self._situation):
             self._rows, self._context, self._situation = rows, context, situation
             self._forget()
@@ -51,16 +56,18 @@ class Prices:
         """Whether rounds of another situation were measured."""
         return self._cost.knows(self._situation)
 
-    def trees(self, arm: Arm, trees: Sequence[Candidate], doubt: float = 0.0) -> list[float]:
-        """Rounds in which every row gets the tree, by tree. `doubt`: see `OnlineCost.price`."""
-        rows, like = self._rows, self._round(arm, 0, 0)
-        steps = arm.drafter.drafts_with_model
-        sizes = [(rows * (tree.size + 1), tree.depth if steps else 0) for tree in trees]
-        return self._cost.price(like, sizes, self._situation, doubt)
+    def quote(self, arm: Arm, doubt: float = 0.0) -> Quote:
+        """Rounds of `arm`. `doubt`: see `OnlineCost.quote`."""
+        return self._cost.quote(self._round(arm, 0, 0), self._situation, doubt)
 
-    def shared(self, arm: Arm, tree: Candidate, count: int) -> float:
-        """A round in which all rows together verify `count` draft tokens of `tree`, and no more depth than it has."""
-        return self._cost.seconds(self._round(arm, self._rows + count, tree.depth), self._situation)
+    def trees(self, arm: Arm, quote: Quote, trees: Sequence[Candidate]) -> list[float]:
+        """Rounds of `quote`, which is of `arm`, in which every row gets the tree, by tree."""
+        rows, steps = self._rows, _steps(arm, 1)
+        return quote.all([(rows * (tree.size + 1), steps * tree.depth) for tree in trees])
+
+    def shared(self, arm: Arm, quote: Quote, tree: Candidate, count: int) -> float:
+        """One in which all rows together verify `count` draft tokens of `tree`, and no more depth than it has."""
+        return quote.seconds(self._rows + count, _steps(arm, tree.depth))
 
     def forward(self, arm: Arm) -> float:
         """A forward of the draft of `arm`, for a token of every row."""
@@ -70,9 +77,10 @@ class Prices:
             self._forwards[arm.label] = seconds
         return seconds
 
-    def observe(self, outcome: Outcome, settling: bool) -> None:
-        """A round of the batch that is looked at took so long. `settling`: see `OnlineCost.observe`."""
-        self._cost.observe(self._work_of(outcome), self._situation, outcome.seconds, settling)
+    def observe(self, outcomes: Sequence[Outcome], settling: bool) -> None:
+        """Rounds of the batch that is looked at, alike in all but their luck, took so long. `settling`: see `OnlineCost.observe`."""
+        seconds = [outcome.seconds for outcome in outcomes]
+        self._cost.observe(self._work_of(outcomes[0]), self._situation, *seconds, settling=settling)
         self._forget()
 
     def excess(self, outcome: Outcome) -> float:
@@ -98,5 +106,10 @@ class Prices:
         return Scale(self._plain_label, self._rows, self._rows, 0, self._rows * self._context)
 
     def _round(self, arm: Arm, tokens: int, depth: int) -> Scale:
-        steps = depth if arm.drafter.drafts_with_model else 0
-        return Scale(arm.label, self._rows, tokens, steps, self._rows * self._context, self._budgets[arm.label])
+        context = self._rows * self._context
+        return Scale(arm.label, self._rows, tokens, _steps(arm, depth), context, self._budgets[arm.label])
+
+
+def _steps(arm: Arm, depth: int) -> int:
+    """Forwards of a draft for a tree of `depth`."""
+    return depth if arm.drafter.drafts_with_model else 0

@@ -32,19 +32,25 @@ SHARE = 0.03  # of the time that rehearsals may take
 COPIES = 8  # rows that the texts are repeated to for that, where there are fewer
 
 
+Acceptances = Callable[[Arm, bool], Acceptance]  # what was seen of an arm, by whether sampled
+Rehearsed = tuple[Arm, bool]  # an arm, and whether it did better than was believed of it
+
+
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """One rehearsal: the batch's rows, once for every place. `read` waits for the device, if it was on one."""
+    """One rehearsal: the batch's rows, once for every place."""
 
     arm: Arm
     rows: tuple[Hashable, ...]
     sampling: bool
-    known: list[int]  # by place and row, tokens that the text went on for
+    ago: list[int]  # by place and row, tokens that the text went on for
     read: Callable[[], Hindsight]
+    waits: bool  # `read` does, for the device
 
 
 class Rehearsal:
-    """`plan` proposes for the past now and then, `observe` reads what became of it: nobody waits for the device.
+    """`plan` proposes for the past now and then, and `observe` reads what became of it where that is still on its way: nobody waits
+    for the device.
 
     `time`: what may be spent on that, a `SHARE` of the time that rounds take.
     """
@@ -56,10 +62,10 @@ class Rehearsal:
         self._due: list[Arm] = []  # some row has written enough since each of these was tried
         self._scenes: list[_Scene] = []
 
-    def plan(self, batch: Batch) -> None:
-        """Start a rehearsal of what others have written enough for."""
+    def plan(self, batch: Batch, acceptance: Acceptances) -> list[Rehearsed]:
+        """Rehearse what others have written enough for; returns what is known of it by now."""
         if not self._due or batch.history is None or not self._time.affords:
-            return
+            return []
         for arm in self._due:
             written = self._written[id(arm)]
             counts = [written[row] for row in batch.rows]
@@ -69,10 +75,27 @@ class Rehearsal:
                 self._scenes.append(_scene(arm, batch, counts))
                 self._time.spend(perf_counter() - begun)
         self._due = []
+        known = [scene for scene in self._scenes if not scene.waits]
+        self._scenes = [scene for scene in self._scenes if scene.waits]
+        return _all_read(known, acceptance)
 
-    def observe(self, outcome: Outcome, acceptance: Callable[[Arm, bool], Acceptance]) -> list[tuple[Arm, bool]]:
-        """Count what the round wrote, read the rehearsals before it into `acceptance`; returns what was rehearsed, and whether it
-        did better than was believed."""
+    @property
+    def begun(self) -> bool:
+        """Whether there is one whose end has not been read."""
+        return bool(self._scenes)
+
+    def waits(self, arm: Arm, batch: Batch) -> int | None:
+        """Tokens that some row may still write with `arm` before it has to be seen whether another one is to be rehearsed; None: none
+        ever is."""
+        others = [self._written[id(other)] for other in self._arms if other is not arm]
+        if not others or batch.history is None:
+            return None
+        if not self._time.affords:
+            return SPAN
+        return SPAN - max(max(written.values(), default=0) for written in others)
+
+    def observe(self, outcome: Outcome, acceptance: Acceptances) -> list[Rehearsed]:
+        """Count what the round wrote, read the rehearsals before it that had to wait for the device; returns them."""
         self._time.earn(outcome.seconds, SHARE)
         for arm in self._arms:
             written = self._written[id(arm)]
@@ -84,7 +107,7 @@ class Rehearsal:
             if max(written.values()) >= SPAN and arm not in self._due:
                 self._due.append(arm)
         scenes, self._scenes = self._scenes, []
-        return [(scene.arm, _read(scene, acceptance(scene.arm, scene.sampling))) for scene in scenes]
+        return _all_read(scenes, acceptance)
 
     def forget(self, rows: Sequence[Hashable]) -> None:
         for written in self._written.values():
@@ -92,20 +115,24 @@ class Rehearsal:
                 written.pop(row, None)
 
 
+def _all_read(scenes: Sequence[_Scene], acceptance: Acceptances) -> list[Rehearsed]:
+    return [(scene.arm, _read(scene, acceptance(scene.arm, scene.sampling))) for scene in scenes]
+
+
 def _read(scene: _Scene, seen: Acceptance) -> bool:
     """What became of `scene`; whether it was better than what was `seen` before."""
     believed = seen.pooled * seen.proposing
-    seen.rehearsed(scene.rows, scene.arm.shape, scene.known, scene.read())
+    seen.rehearsed(scene.rows, scene.arm.shape, scene.ago, scene.read())
     return seen.pooled * seen.proposing > believed
 
 
 def _scene(arm: Arm, batch: Batch, written: Sequence[int]) -> _Scene:
     """`arm` proposes at some places of what each row has `written`."""
     places = max(1, min(PLACES, COPIES // batch.num_rows))
-    known = [-(-count * part // places) for part in range(places, 0, -1) for count in written]
-    at_once = arm.drafter.hindsight(batch, known, arm.shape)
-    read = _drafted(arm, batch, known) if at_once is None else lambda: at_once
-    return _Scene(arm, batch.rows, batch.sampling, known, read)
+    ago = [-(-count * part // places) for part in range(places, 0, -1) for count in written]
+    at_once = arm.drafter.hindsight(batch, ago, arm.shape)
+    read = _drafted(arm, batch, ago) if at_once is None else lambda: at_once
+    return _Scene(arm, batch.rows, batch.sampling, ago, read, waits=at_once is None)
 
 
 def _drafted(arm: Arm, batch: Batch, known: Sequence[int]) -> Callable[[], Hindsight]:
@@ -121,7 +148,7 @@ def _held_against(trees: TreeBatch, verdict: Verdict) -> Hindsight:
     """What became of `trees`; waits for the device."""
     valid = trees.valid
     proposed = [trees.num_nodes > 1] * trees.num_rows if valid is None else valid[:, 1:].any(1).tolist()
-    return Hindsight(verdict.num_accepted.tolist(), proposed, ranks_of(trees, verdict, grown=False))
+    return Hindsight(verdict.accepted, proposed, ranks_of(trees, verdict, grown=False))
 
 
 def _past(batch: Batch, back: Sequence[int]) -> Batch:

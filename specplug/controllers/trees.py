@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from specplug.tree import TreeShape
 from specplug.trees.chain import Chain
 from specplug.trees.sequoia import grow
 
-SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
+SIZES = frozenset((1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64))
 DEPTHS = (1, 2, 3, 4, 6, 8)
 GRID = 20  # trees are looked for at acceptance rounded to 1 / 20: the best ones there yield 0.06 % less than the best ones, in the mean
 
@@ -26,21 +26,61 @@ class Candidate(NamedTuple):
     given: TreeShape | None = None  # the tree itself, where it was not grown
 
 
-def candidates(
-    first: Sequence[float], later: Sequence[float], chain: bool, size: int, depth: int
-) -> tuple[Candidate, ...]:
-    """Every tree worth pricing of at most `size` draft tokens and `depth`. `chain`: no node has a sibling.
+Priced = Sequence[tuple[float, Candidate]]  # seconds of a round, and its tree
 
-    What trees that are no chains yield is said for rounded acceptance: see `tokens_of`.
-    """
-    if chain:
-        return _chains(first, min(size, depth))
-    return _candidates(_rounded(first[:depth]), _rounded(later), size, depth)
+
+@lru_cache(maxsize=64)
+def caps(depth: int) -> tuple[int, ...]:
+    """The depths to grow trees within where they may be at most `depth` deep."""
+    return (*(cap for cap in DEPTHS if cap < depth), depth)
+
+
+def candidates(first: Sequence[float], later: Sequence[float], size: int, cap: int) -> tuple[Candidate, ...]:
+    """The trees worth pricing of at most `size` draft tokens that are grown within the depth `cap`. What they yield is said for
+    rounded acceptance: see `tokens_of`."""
+    return _candidates(_rounded(first[:cap]), _rounded(later), size, cap)
+
+
+def chains(first: Sequence[float], longest: int) -> tuple[Candidate, ...]:
+    """Those of which no node has a sibling."""
+    reached = tokens = 1.0
+    found = []
+    for size in range(1, longest + 1):
+        reached *= first[min(size, len(first)) - 1]
+        tokens += reached
+        if size in SIZES or size == longest:
+            found.append(Candidate(size, size, tokens, longest))
+    return tuple(found)
 
 
 def entire(first: Sequence[float], later: Sequence[float], shape: TreeShape) -> tuple[Candidate, ...]:
     """`shape` as it is, the only choice of a drafter whose tree is worth little in parts."""
     return (Candidate(shape.size, shape.depth, tokens_of(first, later, shape.parents[1:]), shape.depth, shape),)
+
+
+def climbed(
+    depths: Sequence[int],
+    start: int,
+    within: Callable[[int], Priced],
+    pick: Callable[[Priced], tuple[float, Candidate]],
+) -> tuple[Priced, int]:
+    """The trees `within` the best of the `depths`, and that one, looked for from `start` on; `pick` says which tree is best.
+
+    Deeper ones yield more and more slowly and cost more each time, so the rate rises up to one depth and falls behind it.
+    """
+    at = min(range(len(depths)), key=lambda place: abs(depths[place] - start))
+    trees = within(depths[at])
+    best = pick(trees)
+    begun = at
+    for step in (1, -1):
+        while at + step in range(len(depths)) and (at == begun or step * (at - begun) > 0):
+            others = within(depths[at + step])
+            other = pick(others)
+            # where both are the same trees, none of them as deep as it may be, it is farther down if anywhere
+            if pick((best, other) if step > 0 else (other, best)) is best:
+                break
+            at, trees, best = at + step, others, other
+    return trees, depths[at]
 
 
 def tokens_of(first: Sequence[float], later: Sequence[float], parents: Sequence[int]) -> float:
@@ -86,42 +126,21 @@ def _rounded(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _levels(first: Sequence[float], later: Sequence[float]) -> list[tuple[float, ...]]:
-    """By depth, P(child of rank k is the accepted one), not rising with the rank."""
-    levels = []
-    for p in first:
-        ranks = [p]
-        for share in later:
-            ranks.append(min(ranks[-1], (1 - p) * share))
-        levels.append(tuple(ranks))
-    return levels
+    """By depth, P(child of rank k is the accepted one), not rising with the rank as long as `later` does not."""
+    return [(p, *[share if (share := (1 - p) * of) < p else p for of in later]) for p in first]
 
 
-def _chains(first: Sequence[float], longest: int) -> tuple[Candidate, ...]:
-    reached = tokens = 1.0
-    found = []
-    for size in range(1, longest + 1):
-        reached *= first[min(size, len(first)) - 1]
-        tokens += reached
-        if size in SIZES or size == longest:
-            found.append(Candidate(size, size, tokens, longest))
+@lru_cache(maxsize=1024)
+def _candidates(first: tuple[float, ...], later: tuple[float, ...], size: int, cap: int) -> tuple[Candidate, ...]:
+    found, tokens, depths, deepest = [], 1.0, [0], 0
+    nodes = grow(_levels(first, later), size, cap)
+    for count, (parent, probability) in enumerate(nodes, start=1):
+        depths.append(depths[parent] + 1)
+        deepest = max(deepest, depths[-1])
+        tokens += probability
+        if count in SIZES or count == len(nodes):
+            found.append(Candidate(count, deepest, tokens, cap))
     return tuple(found)
-
-
-@lru_cache(maxsize=512)
-def _candidates(first: tuple[float, ...], later: tuple[float, ...], size: int, depth: int) -> tuple[Candidate, ...]:
-    levels = _levels(first, later)
-    found: dict[tuple[int, int], Candidate] = {}
-    for cap in sorted({cap for cap in DEPTHS if cap < depth} | {depth}):
-        tokens, depths, deepest = 1.0, [0], 0
-        for count, (parent, probability) in enumerate(grow(levels, size, cap), start=1):
-            depths.append(depths[parent] + 1)
-            deepest = max(deepest, depths[-1])
-            tokens += probability
-            if count in SIZES or count == size:
-                best = found.get((count, deepest))
-                if best is None or tokens > best.tokens:
-                    found[count, deepest] = Candidate(count, deepest, tokens, cap)
-    return tuple(found.values())
 
 
 @lru_cache(maxsize=512)

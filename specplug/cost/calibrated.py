@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from specplug.cost.base import Load
 from specplug.cost.factors import Correction
 from specplug.cost.fitted import FittedCost
-from specplug.cost.online import OnlineCost, Scale
+from specplug.cost.online import OnlineCost
+from specplug.cost.scale import Scale
 
 BELIEVED = 2  # rounds of plain decoding that a profile stands for
 
@@ -56,10 +57,10 @@ class Calibrated(OnlineCost):
         believed = BELIEVED if work.nodes == work.rows else 0
         return believed + OnlineCost.tried(self, work, situation)
 
-    def observe(self, work: Scale, situation: Hashable, seconds: float, settling: bool = False) -> None:
+    def observe(self, work: Scale, situation: Hashable, *seconds: float, settling: bool = False) -> None:
         if not settling and not self.settled(situation):
-            surprise = math.log(max(seconds, 1e-9) / self.seconds(work, situation))
+            surprise = math.log(max(seconds[0], 1e-9) / self.seconds(work, situation))
             place = self.situations.setdefault(situation, Correction(self._world.value))
             place.learn(surprise, 0.1, belief=0.0)
             self._world.learn(surprise, 0.02, belief=0.0)
-        OnlineCost.observe(self, work, situation, seconds, settling)
+        OnlineCost.observe(self, work, situation, *seconds, settling=settling)

@@ -45,7 +45,7 @@ class _Facts:
         self.parents = trees.parents.expand(trees.num_rows, -1).tolist()
         self.tokens = trees.tokens.tolist()
         self.valid = None if trees.valid is None else trees.valid.tolist()
-        self.paths, self.accepted = verdict.path.tolist(), verdict.num_accepted.tolist()
+        self.paths, self.accepted = verdict.path.tolist(), verdict.accepted
         self.new, self.kept = verdict.tokens(trees).tolist(), finished.commit.counts
         self.draft = _draft_probabilities(trees)
         self._read_target(finished)

@@ -110,3 +110,21 @@ def test_doubt_leans_towards_certainty():
     assert acceptance.first()[0] == pytest.approx(0.4)
     assert acceptance.first(doubt=0.5)[0] == pytest.approx(0.7)
     assert acceptance.first(doubt=1.0)[0] == 1.0
+
+
+@pytest.mark.parametrize("arm", [LOOKUP, MODEL], ids=lambda arm: arm.label)
+def test_rounds_that_are_counted_together_count_as_they_do_one_by_one(arm):
+    world, rng = World(model=0.6, lookup=0.7), random.Random(0)
+    together, one_by_one = Acceptance(), Acceptance()
+    for several in (1, 4, 3):
+        plan, outcomes = Plan(arm, arm.shape), []
+        for _ in range(several):
+            paths = [world.path(plan, 0, rng) for _ in range(3)]
+            outcomes.append(outcome_of(finished_round(plan, batch_of(3, 10, 100), paths, [len(p) for p in paths], 1.0)))
+        together.observe(*outcomes)
+        for outcome in outcomes:
+            one_by_one.observe(outcome)
+    for counts in ("tried", "taken", "missed", "later"):
+        assert getattr(together, counts) == pytest.approx(getattr(one_by_one, counts), rel=1e-9)
+    assert together.tried[0] > 20 and (arm is LOOKUP or together.later[0] > 0)
+    assert (together.rows, together.proposing) == (one_by_one.rows, one_by_one.proposing)

@@ -12,12 +12,13 @@ import torch
 from specplug import OptionError
 from specplug.acceptance import Acceptance
 from specplug.controllers import Arm, BatchTable, Fixed, Goodput, Memory, Slo
-from specplug.controllers.trees import candidates, entire, shape_of
+from specplug.controllers.trees import candidates, caps, entire, shape_of
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup
 from specplug.host import Commit
 from specplug.round import Seconds
 from specplug.tree import ROOT_ONLY, child_counts
 from specplug.trees import Chain, Sequoia
+from specplug.verify import Verdict
 
 HOST = SimpleNamespace(key="host")
 
@@ -104,9 +105,10 @@ def finished_round(plan, batch, paths, new, seconds):
         trees=SimpleNamespace(
             num_nodes=plan.shape.num_nodes, num_rows=len(paths), shape=plan.shape, children=children, valid=None
         ),
-        verdict=SimpleNamespace(
-            num_accepted=torch.tensor([len(path) - 1 for path in paths]),
+        verdict=Verdict(
             path=torch.tensor([path + [path[-1]] * (longest - len(path)) for path in paths]),
+            num_accepted=torch.tensor([len(path) - 1 for path in paths]),
+            bonus=torch.zeros(len(paths), dtype=torch.int64),
         ),
     )
 
@@ -342,7 +344,7 @@ def test_a_tree_that_is_worth_little_in_parts_is_taken_whole_or_not_at_all(looku
 
 def test_a_given_tree_is_expected_to_yield_what_the_same_tree_yields_when_it_is_grown():
     first, later = [0.7, 0.6, 0.5, 0.5], [0.4, 0.2, 0.1]
-    for grown in candidates(first, later, False, 16, 4):
+    for grown in (tree for cap in caps(4) for tree in candidates(first, later, 16, cap)):
         [given] = entire(first, later, shape_of(first, later, False, grown))
         assert given.tokens == pytest.approx(grown.tokens)
         assert (given.size, given.depth) == (grown.size, grown.depth)

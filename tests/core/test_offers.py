@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from specplug.controllers import Goodput, Memory
 from specplug.controllers.base import Arm
+from specplug.controllers.trees import Candidate, Priced, candidates, caps, climbed
 from specplug.host import Batch
 
 from .test_controllers import HOST, World, batch_of, finished_round
@@ -104,3 +106,47 @@ def test_an_offer_costs_what_is_left_to_be_read_by_now(monkeypatch: pytest.Monke
         fresh = goodput._offers._made(arm, batch, 0.0, reading)
         made.clear()
         assert kept.seconds == pytest.approx(fresh.seconds) and kept.tokens == pytest.approx(fresh.tokens)
+
+
+@dataclass
+class MadeUp:
+    """A drafter whose children, nodes and levels are worth and cost what they may; `asked`: depths that its trees were asked for."""
+
+    first: list[float]
+    later: list[float]
+    node: float
+    level: float
+    asked: list[int]
+
+    def within(self, cap: int) -> Priced:
+        self.asked.append(cap)
+        trees = candidates(self.first, self.later, 16, cap)
+        return [(1 + self.node * tree.size + self.level * tree.depth, tree) for tree in trees]
+
+
+def made_up(rng: random.Random) -> MadeUp:
+    first = sorted((rng.uniform(0.2, 0.95) for _ in range(8)), reverse=rng.random() < 0.7)
+    later = sorted((rng.uniform(0.0, 0.5) for _ in range(4)), reverse=True)
+    return MadeUp(first, later, rng.choice((0.0, 0.005, 0.05)), rng.choice((0.02, 0.1, 0.3)), [])
+
+
+@pytest.mark.parametrize("start", [1, 3, 6])
+def test_the_best_depth_is_found_from_wherever_it_is_looked_for(start: int) -> None:
+    def rate(priced: tuple[float, Candidate]) -> float:
+        return priced[1].tokens / priced[0]
+
+    def pick(priced: Priced) -> tuple[float, Candidate]:
+        return max(priced, key=rate)
+
+    rng, depths, lost, asked = random.Random(start), caps(8), [], 0
+    for _ in range(1000):
+        drafter = made_up(rng)
+        best = pick([tree for cap in depths for tree in drafter.within(cap)])
+        drafter.asked = []
+        trees, depth = climbed(depths, start, drafter.within, pick)
+        found = pick(trees)
+        assert depth == found[1].cap and len(drafter.asked) == len(set(drafter.asked))
+        lost.append(1 - rate(found) / rate(best))
+        asked += len(drafter.asked)
+    assert max(lost) < 1e-9
+    assert asked < 5000  # of 6000

@@ -13,8 +13,9 @@ from specplug.cost.base import Load
 from specplug.cost.calibrated import Calibrated, Drafting, Prior
 from specplug.cost.fitted import FittedCost, features
 from specplug.cost.identity import device_name, dtype_name, model_name
-from specplug.cost.online import OnlineCost, Scale
+from specplug.cost.online import OnlineCost
 from specplug.cost.profile import Profile, Seen, read_profile
+from specplug.cost.scale import Scale
 from specplug.drafters import ModelDraft, NoDraft, PromptLookup, SelfDraft
 from specplug.kv_policies import Full, Streaming
 from specplug.tree import ROOT_ONLY
@@ -158,6 +159,15 @@ def test_the_first_round_sets_the_scale_whichever_it_is():
     assert cost.drafters["d"].value == pytest.approx(0.0)
     cost.observe(work, "s", 2 * cost.seconds(work, "s"))  # from here on the drafter is to blame
     assert cost.seconds(plain, "s") == pytest.approx(2.2e-2) and cost.drafters["d"].value > 0
+
+
+def test_a_generations_first_rounds_do_not_set_the_scale_for_long():
+    cost, plain = Calibrated(Prior(COST, {})), Scale("none", 1, 1, 0, 1000)
+    believed = cost.seconds(plain, "s")
+    cost.observe(plain, "s", 3 * believed, 2 * believed, settling=True)
+    assert not cost.settled("s")
+    cost.observe(plain, "s", believed)
+    assert cost.settled("s") and cost.seconds(plain, "s") == pytest.approx(believed)
 
 
 def test_certain_and_hopeless_drafts_can_be_started_from():

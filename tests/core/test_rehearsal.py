@@ -47,7 +47,7 @@ def batch_of(texts, ends=None):
 def plain_round(batch, counts, arm=PLAIN, seconds=1.0):
     plan = SimpleNamespace(arm=arm, shape=arm.shape, sizes=None, predicted=None)
     trees = roots_only(batch.roots)
-    verdict = SimpleNamespace(num_accepted=torch.zeros(batch.num_rows, dtype=torch.int64))
+    verdict = SimpleNamespace(accepted=[0] * batch.num_rows)
     return SimpleNamespace(
         batch=batch,
         plan=plan,
@@ -62,14 +62,18 @@ def plain_outcome(batch, counts, arm=PLAIN):
     return outcome_of(plain_round(batch, counts, arm))
 
 
+def next_round(rehearsal, batch, seen):
+    """What was rehearsed before a round or behind it."""
+    at_once = rehearsal.plan(batch, lambda *_: seen)
+    return at_once + rehearsal.observe(plain_outcome(batch, [1] * batch.num_rows), lambda *_: seen)
+
+
 def rehearse(texts, written, arm=LOOKUP):
     """What is seen of `arm` once the rows have written the last `written` tokens of their texts by other means."""
     batch, seen = batch_of(texts), Acceptance()
     rehearsal = Rehearsal([arm, PLAIN], Thinking())
     rehearsal.observe(plain_outcome(batch, written), lambda *_: seen)
-    rehearsal.plan(batch)
-    looked = rehearsal.observe(plain_outcome(batch, [1] * len(texts)), lambda *_: seen)
-    return seen, looked
+    return seen, next_round(rehearsal, batch, seen)
 
 
 def test_a_text_that_repeats_itself_is_all_taken():
@@ -149,8 +153,7 @@ def test_nothing_is_rehearsed_before_enough_is_written_nor_by_what_was_there_its
     rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
     rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_: seen)
     rehearsal.observe(plain_outcome(batch, [3], arm=LOOKUP), lambda *_: seen)
-    rehearsal.plan(batch)
-    assert rehearsal.observe(plain_outcome(batch, [1]), lambda *_: seen) == []
+    assert next_round(rehearsal, batch, seen) == []
 
 
 def test_what_was_rehearsed_is_not_rehearsed_again():
@@ -158,8 +161,7 @@ def test_what_was_rehearsed_is_not_rehearsed_again():
     rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
     looked = []
     for _ in range(3 * SPAN):
-        rehearsal.plan(batch)
-        looked += rehearsal.observe(plain_outcome(batch, [1]), lambda *_: seen)
+        looked += next_round(rehearsal, batch, seen)
     assert len(looked) == 2
 
 
@@ -176,10 +178,37 @@ def test_dear_rehearsals_are_rare(seconds, most, monkeypatch):
     batch, looked = batch_of([[*range(10)] * 5]), []
     rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
     for _ in range(40 * SPAN):
-        rehearsal.plan(batch)
-        looked += rehearsal.observe(plain_outcome(batch, [1]), lambda *_: Acceptance())
+        looked += next_round(rehearsal, batch, Acceptance())
     assert 2 <= len(looked) <= most
     assert seconds > 1 or len(looked) > 38
+
+
+def test_what_is_known_at_once_is_told_before_the_round_and_what_waits_for_the_device_behind_it():
+    class Drafting(PromptLookup):
+        def hindsight(self, batch, known, shape):
+            return None
+
+    for lookup, before in ((PromptLookup(), True), (Drafting(), False)):
+        arm, batch, seen = replace(LOOKUP, drafter=lookup), batch_of([[*range(10)] * 5]), Acceptance()
+        rehearsal = Rehearsal([arm, PLAIN], Thinking())
+        rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_, seen=seen: seen)
+        at_once = rehearsal.plan(batch, lambda *_, seen=seen: seen)
+        assert at_once == ([(arm, True)] if before else []) and rehearsal.begun == (not before)
+        late = rehearsal.observe(plain_outcome(batch, [1]), lambda *_, seen=seen: seen)
+        assert late == ([] if before else [(arm, True)]) and not rehearsal.begun
+
+
+def test_it_says_for_how_long_nothing_is_to_be_rehearsed():
+    batch = batch_of([[*range(10)] * 5])
+    rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
+    assert rehearsal.waits(PLAIN, batch) == SPAN and rehearsal.waits(LOOKUP, batch) is None
+    rehearsal.observe(plain_outcome(batch, [3]), lambda *_: Acceptance())
+    assert rehearsal.waits(PLAIN, batch) == SPAN - 3
+    assert rehearsal.waits(PLAIN, replace(batch, history=None)) is None
+    rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_: Acceptance())
+    assert rehearsal.waits(PLAIN, batch) <= 0
+    rehearsal._time.spend(1.0)
+    assert rehearsal.waits(PLAIN, batch) == SPAN  # what cannot be afforded is not asked for every round
 
 
 def test_rows_that_left_are_forgotten():
@@ -187,16 +216,14 @@ def test_rows_that_left_are_forgotten():
     rehearsal = Rehearsal([LOOKUP, PLAIN], Thinking())
     rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_: seen)
     rehearsal.forget(["a"])
-    rehearsal.plan(batch)
-    assert rehearsal.observe(plain_outcome(batch, [1]), lambda *_: seen) == []
+    assert next_round(rehearsal, batch, seen) == []
 
 
 def test_a_host_without_history_has_no_rehearsals():
     batch = replace(batch_of([[1, 2, 3]]), history=None, history_ends=None, history_starts=None)
     rehearsal = Rehearsal([LOOKUP], Thinking())
     rehearsal.observe(plain_outcome(batch, [SPAN]), lambda *_: Acceptance())
-    rehearsal.plan(batch)
-    assert rehearsal.observe(plain_outcome(batch, [1]), lambda *_: Acceptance()) == []
+    assert next_round(rehearsal, batch, Acceptance()) == []
 
 
 def write(text, start, controller):

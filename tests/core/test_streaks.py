@@ -114,4 +114,5 @@ def test_a_round_of_another_drafter_ends_it():
     for arm, shape, within in ((arms[0], chain, True), (arms[2], ROOT_ONLY, False)):
         plan = SimpleNamespace(arm=arm, shape=shape, sizes=None, predicted=None)
         goodput.observe(finished_round(plan, batch, [list(range(shape.size + 1))], [shape.size + 1], 1.0))
+        goodput.forget([])  # reads what happened
         assert bool(seen["lookup", False].streaks.rows) == within

@@ -20,6 +20,7 @@ from specplug.cost.profile import Profile, Seen, read_profile
 from specplug.drafters import PromptLookup, SelfDraft
 from specplug.kv_policies import Streaming
 from specplug.round import Seconds
+from specplug.verify import Verdict
 from specplug_hf.calibration import room, sweep
 from specplug_hf.calibration.clock import Clock
 from specplug_hf.calibration.grid import Cell, corners_first, tree_of
@@ -231,9 +232,10 @@ def test_ranks_and_depths_are_counted() -> None:
         return SimpleNamespace(
             batch=SimpleNamespace(num_rows=len(paths)),
             trees=SimpleNamespace(num_nodes=4, valid=valid),
-            verdict=SimpleNamespace(
+            verdict=Verdict(
                 path=torch.tensor([p + [p[-1]] * (width - len(p)) for p in paths]),
                 num_accepted=torch.tensor([len(p) - 1 for p in paths]),
+                bonus=torch.zeros(len(paths), dtype=torch.int64),
             ),
         )
 

@@ -199,7 +199,7 @@ class HFHost:
 
     def commit(self, batch: Batch, trees: TreeBatch, verdict: Verdict) -> Commit:
         """Append the new tokens, keep the accepted path's KV, let finished rows go."""
-        accepted, before = verdict.num_accepted.tolist(), [self.progress.ends[row] for row in self.rows]
+        accepted, before = verdict.accepted, [self.progress.ends[row] for row in self.rows]
         counts = self.progress.append(self.rows, verdict.tokens(trees), [n + 1 for n in accepted])
         self._keep_path(trees, verdict, counts)
         kept = [min(a, n - 1) for a, n in zip(accepted, counts, strict=True)]

@@ -34,7 +34,7 @@ class RoundMetrics:
         self._rounds.labels(arm).inc()
         self._proposed.labels(arm).inc(proposed)
         self._padded.labels(arm).inc(nodes - proposed)
-        self._accepted.labels(arm).inc(int(finished.verdict.num_accepted.sum()))
+        self._accepted.labels(arm).inc(sum(finished.verdict.accepted))
 
     def failed(self) -> None:
         """A draft has failed."""

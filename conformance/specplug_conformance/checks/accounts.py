@@ -26,7 +26,7 @@ def statistics(trial: Trial) -> None:
         taken = [
             min(a, n)  # the host may have cut it: what is kept of an accepted path are draft tokens
             for r in rounds
-            for a, n in zip(r.verdict.num_accepted.tolist(), r.commit.counts, strict=True)
+            for a, n in zip(r.verdict.accepted, r.commit.counts, strict=True)
         ]
         proposed = sum(
             r.trees.num_rows * (r.trees.num_nodes - 1) if r.trees.valid is None else int(r.trees.valid[:, 1:].sum())

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from specplug.cost.guess import Guess
-from specplug.cost.online import OnlineCost, Scale
+from specplug.cost.online import OnlineCost
+from specplug.cost.scale import Scale
 
 HERE, THERE = "here", "there"
 
@@ -53,9 +54,9 @@ def test_neighbours_of_what_was_measured_move_along():
     assert cost.seconds(unseen, HERE) == pytest.approx(truth(unseen), rel=0.25)
     before = shown([plain()]).seconds(unseen, HERE)
     assert abs(cost.seconds(unseen, HERE) / truth(unseen) - 1) < abs(before / truth(unseen) - 1)
-    sizes = [(unseen.nodes, unseen.depth), (drafted(5, 4).nodes, 4), (plain().nodes, 0)]
-    apart = [cost.seconds(work, HERE) for work in (unseen, drafted(5, 4), plain())]
-    assert cost.price(unseen, sizes, HERE) == pytest.approx(apart)
+    quote = cost.quote(unseen, HERE)
+    for work in (unseen, drafted(5, 4), plain()):
+        assert quote.seconds(work.nodes, work.depth) == pytest.approx(cost.seconds(work, HERE))
 
 
 def test_the_first_rounds_of_a_generation_are_only_believed_until_others_are_seen():
@@ -105,3 +106,34 @@ def test_a_clock_that_stands_still_breaks_nothing():
     cost = shown([plain()], rounds=1)
     cost.observe(plain(), HERE, 0.0)
     assert cost.seconds(plain(), HERE) > 0
+
+
+@pytest.mark.parametrize("work", [plain(), drafted(5, 4)], ids=["plain", "drafted"])
+@pytest.mark.parametrize("settling", [False, True])
+def test_rounds_that_are_told_together_teach_what_they_do_one_by_one(work: Scale, settling: bool) -> None:
+    together, one_by_one = shown([plain(), drafted(5, 4)]), shown([plain(), drafted(5, 4)])
+    for situation in (HERE, THERE):
+        times = [factor * truth(work) for factor in (1.3, 0.7, 1.1)]
+        together.observe(work, situation, *times, settling=settling)
+        for seconds in times:
+            one_by_one.observe(work, situation, seconds, settling=settling)
+    for field in ("situations", "trees", "drafters", "kinds", "_world", "_everywhere"):
+        assert getattr(together, field) == getattr(one_by_one, field)
+
+
+def test_what_is_kept_of_a_kind_of_round_is_not_taken_for_another() -> None:
+    cost = OnlineCost(Guess(weight_bytes=1e6, kv_bytes=100.0, drafts={"model": 0.2, "other": 0.4}))
+    works = [
+        work._replace(budget=budget)
+        for context in (1000, 50000)
+        for rows in (1, 2)
+        for drafter in ("model", "other")
+        for budget in (None, 64)
+        for work in [drafted(5, 4, rows=rows, context=context, drafter=drafter)]
+    ]
+    prices = [cost.seconds(work, HERE) for work in works]
+    alone = [OnlineCost(cost.prior).seconds(work, HERE) for work in works]
+    assert prices == alone and len(set(prices)) == len(works)
+    for number in range(200):  # no end of them is kept
+        cost.seconds(plain(context=number), HERE)
+    assert len(cost._bases) < 100 and [cost.seconds(work, HERE) for work in works] == alone

@@ -42,7 +42,7 @@ class Tally:
         self.trials += rows
         if trees.num_nodes > 1:
             self.proposed += rows if trees.valid is None else int(trees.valid[:, 1].sum())
-        for path, taken in zip(verdict.path.tolist(), verdict.num_accepted.tolist(), strict=True):
+        for path, taken in zip(verdict.path.tolist(), verdict.accepted, strict=True):
             self.accepted[taken] += 1
             if taken:
                 self.ranks[path[1] - 1] += 1

@@ -14,7 +14,7 @@ from statistics import median
 from specplug import TreeShape
 from specplug.cost.base import Load
 from specplug.cost.fitted import OVERHEAD, TARGET, Sample
-from specplug.cost.online import scale
+from specplug.cost.scale import scale
 from specplug.drafters import Drafter
 from specplug.tree import ROOT_ONLY
 from specplug_hf.calibration.clock import Clock
