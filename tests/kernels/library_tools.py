@@ -51,6 +51,13 @@ def quick_build(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("SPECPLUG_CACHE", str(folder / "cache"))
 
 
+def small_source(monkeypatch: pytest.MonkeyPatch, folder: Path, answer: int = 42) -> None:
+    """Build another source than the real ones, in a moment: a function that gives an `answer`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tree_attention.c").write_text(f"int answer(void) {{ return {answer}; }}\n")
+    monkeypatch.setattr(building, "SOURCES", folder)
+
+
 def changed_source(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, old: str, new: str) -> None:
     """Build from sources of which `name` or what all include has `new` in the one place where `old` stood."""
     found = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from library_tools import changed_source, quick_build, run_guarded
+from library_tools import changed_source, quick_build, run_guarded, small_source
 from native_tools import make_case, skip_without_library
 
 from specplug_kernels import available_kernels, dispatch, explain
@@ -48,6 +49,17 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
 # ---- Kept, and built again where it is not what was left. ----
 
 
+@pytest.fixture
+def small(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The cache, for what is built in a moment: how a library is kept does not depend on what it does."""
+    small_source(monkeypatch, tmp_path / "sources")
+    return cache
+
+
+def answer(path: Path) -> int:
+    return int(ctypes.CDLL(str(path)).answer())
+
+
 def test_it_is_built_once(cache: Path) -> None:
     path = build()
     assert path.parent == cache and is_whole(path) and os.stat(path).st_mode & 0o077 == 0
@@ -59,7 +71,7 @@ def test_it_is_built_once(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "writable", "link", "empty"])
-def test_a_library_that_is_not_as_it_was_left_is_built_again(damage: str, cache: Path, tmp_path: Path) -> None:
+def test_a_library_that_is_not_as_it_was_left_is_built_again(damage: str, small: Path, tmp_path: Path) -> None:
     path = build()
     whole = path.read_bytes()
     if damage == "cut":
@@ -74,23 +86,24 @@ def test_a_library_that_is_not_as_it_was_left_is_built_again(damage: str, cache:
     else:
         path.write_bytes(b"")
     assert not is_whole(path)
-    assert build() == path and is_whole(path) and not path.is_symlink()
-    AttentionLibrary(path)
+    assert build() == path and is_whole(path) and not path.is_symlink() and answer(path) == 42
 
 
-def test_what_it_depends_on_is_in_its_name(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_it_depends_on_is_in_its_name(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = {build().name}
     for change in (
         lambda: monkeypatch.setattr(building, "_processor", lambda: "another one"),
         lambda: monkeypatch.setattr(building, "FLAGS", (*building.FLAGS, "-g")),
         lambda: monkeypatch.setenv("CC", f"{find_compiler()[0]} -DX"),
         lambda: monkeypatch.setattr(building, "torch_openmp", lambda: None),
-        lambda: changed_source(monkeypatch, tmp_path, "tree_attention.c", "#pragma once", "#pragma once\n"),
+        lambda: small_source(monkeypatch, tmp_path / "sources", answer=43),
+        lambda: (tmp_path / "sources" / "header.h").write_text("#pragma once\n"),
     ):
         before = len(names)
         change()
         names.add(build().name)
         assert len(names) == before + 1
+    assert answer(build()) == 43
 
 
 def test_another_version_of_the_compiler_is_another_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +148,7 @@ def test_a_cache_that_others_may_write_to_is_refused(mode: int, cache: Path) -> 
     assert not list(cache.iterdir())
 
 
-def test_somebody_elses_cache_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_elses_cache_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user is faked: only root could give a folder away."""
     path = build()
     owner = os.geteuid()
