@@ -89,7 +89,8 @@ clean:
 	rm -rf $(VENV) $(SGLANG_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment, in steps that are skipped once done. Some distributions ship Python without ensurepip.
+# The environment, in steps that are skipped once done. Some distributions ship Python without ensurepip. What is imported is compiled
+# then: compiling everything in advance takes as long as all the rest.
 $(PY) $(SGLANG_PY):
 	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 found; set PYTHON=/path/to/python." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -100,26 +101,26 @@ $(PY) $(SGLANG_PY):
 # The CPU build of torch: from the indexes that pip is configured with, else from PyTorch's own.
 $(VENV)/.specplug-torch: constraints.txt | $(PY)
 	@echo "Setting up $(VENV): torch (CPU), then transformers and the rest; some minutes, once."
-	$(PIP) install --quiet -c constraints.txt torch 2>/dev/null \
-		|| $(PIP) install --quiet -c constraints.txt --extra-index-url $(TORCH_INDEX) torch
+	$(PIP) install --quiet --no-compile -c constraints.txt torch 2>/dev/null \
+		|| $(PIP) install --quiet --no-compile -c constraints.txt --extra-index-url $(TORCH_INDEX) torch
 	@touch $@
 
 $(VENV)/.specplug-hf: $(VENV)/.specplug-torch $(BUILD)
-	$(PIP) install --quiet -c constraints.txt -e '.[hf]'
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[hf]'
 	@touch $@
 
 $(VENV)/.specplug-test: $(VENV)/.specplug-torch $(BUILD)
-	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,triton]'
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[hf,test,triton]'
 	@touch $@ $(VENV)/.specplug-hf
 
 $(VENV)/.specplug-dev: $(VENV)/.specplug-torch $(BUILD)
-	$(PIP) install --quiet -c constraints.txt -e '.[hf,test,triton,dev]'
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[hf,test,triton,dev]'
 	@touch $@ $(VENV)/.specplug-test $(VENV)/.specplug-hf
 
 # SGLang asks for the CUDA build of torch and much else that only a GPU can use: the list is complete and resolves nothing.
 $(SGLANG_VENV)/.specplug: tests/sglang/requirements.txt pyproject.toml | $(SGLANG_PY)
 	@echo "Setting up $(SGLANG_VENV): torch (CPU), SGLang and what it imports, 1.6 GB; two minutes, once."
-	$(SGLANG_PIP) install --quiet --no-deps -r tests/sglang/requirements.txt 2>/dev/null \
-		|| $(SGLANG_PIP) install --quiet --no-deps -r tests/sglang/requirements.txt --extra-index-url $(TORCH_INDEX)
-	$(SGLANG_PIP) install --quiet --no-deps -e .
+	$(SGLANG_PIP) install --quiet --no-compile --no-deps -r tests/sglang/requirements.txt 2>/dev/null \
+		|| $(SGLANG_PIP) install --quiet --no-compile --no-deps -r tests/sglang/requirements.txt --extra-index-url $(TORCH_INDEX)
+	$(SGLANG_PIP) install --quiet --no-compile --no-deps -e .
 	@touch $@
