@@ -278,6 +278,32 @@ def test_a_library_whose_blocks_are_wrong_is_not_used(
         AttentionLibrary(build())
 
 
+PAIR_FAULTS = {
+    "even lanes twice": ("_mm512_add_epi32(even, _mm512_set1_epi32(1))", "even", "lanes.h"),
+    "the first pair twice": ("_mm512_set1_epi64(pairs)", "_mm512_set1_epi32((int)pairs)", "lanes.h"),
+    "not scaled": (
+        "neighbours(dots[c], dots[c + 1]) * all_wide(scale)",
+        "neighbours(dots[c], dots[c + 1])",
+        "tree_attention.c",
+    ),
+    "rows side by side": ("to + d / 4 * WIDE + row * 2,", "to + d / 4 * WIDE + row,", "tree_attention.c"),
+    "another column": ("memcpy(&pairs, key[c] + d * 2, 8);", "memcpy(&pairs, key[0] + d * 2, 8);", "tree_attention.c"),
+}
+
+
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+    reason="the processor does not multiply eight rows of bf16 in pairs",
+)
+@pytest.mark.parametrize(("old", "new", "source"), PAIR_FAULTS.values(), ids=PAIR_FAULTS)
+def test_a_library_whose_products_of_pairs_are_wrong_is_not_used(
+    old: str, new: str, source: str, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changed_source(monkeypatch, tmp_path, source, old, new)
+    with pytest.raises(UnusableError, match="in torch.bfloat16 it is off by"):
+        AttentionLibrary(build())
+
+
 @pytest.mark.usefixtures("anew")
 def test_what_is_missing_is_said_once_and_torch_serves(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -14,7 +14,7 @@ from torch import Tensor
 from specplug_kernels.native.library import DTYPES, Known, Library, numbers
 from specplug_kernels.reference import tree_attention_reference
 
-TRIED = ((2, 7), (1, 13), (1, 11), (2, 9), (1, 25))
+TRIED = ((2, 7), (1, 13), (1, 11), (2, 9), (1, 25), (1, 7), (3, 8))
 """Groups and nodes whose packed rows go in tiles of 8, 4, 2 and 1, and of 16 where there are such: whole ones and padded ones."""
 DEEP = 32
 """A block's numbers of a head."""

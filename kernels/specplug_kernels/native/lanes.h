@@ -82,6 +82,16 @@ INLINE vector larger_wide(vector a, vector b) { return (vector)_mm512_max_ps((__
 INLINE vector add_pairs(vector sum, vector a, float pair) {
     return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_ps(pair));
 }
+/* The same of two pairs, one for the even lanes and one for the odd ones. */
+INLINE vector add_two_pairs(vector sum, vector a, int64_t pairs) {
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi64(pairs));
+}
+/* The sums of neighbouring lanes, eight of `a` and eight of `b`. */
+INLINE vector neighbours(vector a, vector b) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512 first = _mm512_permutex2var_ps((__m512)a, even, (__m512)b);
+    return (vector)first + (vector)_mm512_permutex2var_ps((__m512)a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), (__m512)b);
+}
 #endif
 INLINE vector where_below(vector x, float bound, vector yes, vector no) {
     return (vector)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_LT_OQ), (__m512)no, (__m512)yes);

@@ -65,15 +65,15 @@ struct state {
    each has a state of its own. */
 struct scratch {
     int in_blocks;
-    float *queries; /* [padded_rows][D], scaled; of a tile of 16 [D][16], not scaled, or bfloat16 [D / 2][16][2] */
+    float *queries; /* [padded_rows][D], scaled; not scaled of a tile of 16 [D][16] or bfloat16 [D / 2][16][2], of 8 bfloat16 [D / 4][8][4] */
     float *scores;  /* [block][WIDE] */
     struct state first, later;
 };
 
 /* Rows of the next tile: thirteen to fifteen, seven and three are padded; what lies between goes in several. Of bfloat16 that is
-   multiplied in pairs seven and more are: eight rows take no longer for their sixteen lanes. In blocks five and more. */
+   multiplied in blocks five and more are. */
 INLINE int64_t tile_rows(int64_t left, int64_t dtype) {
-    if (WIDTH == WIDE && left >= (PAIRS && dtype == BFLOAT16 ? (BLOCKS ? 5 : 7) : 13)) return WIDE;
+    if (WIDTH == WIDE && left >= (BLOCKS && dtype == BFLOAT16 ? 5 : 13)) return WIDE;
     return left >= 7 ? 8 : left >= 3 ? 4 : left;
 }
 
@@ -202,6 +202,34 @@ INLINE void multiply_pairs(vector dots[LANES], const float *queries, int64_t dim
                 dots[c] = add_pairs(dots[c], query, pair);
             }
         }
+    }
+}
+#endif
+
+#if PAIRS
+/* scores[column][8] = scale * queries . keys of bfloat16 for a tile of eight, whose rows have two lanes each: four numbers of a key are
+   one product. A last group that is not whole repeats the last column; not more than 64 numbers at a time, as in `score_wide`. */
+INLINE void score_eight(const float *queries, int64_t dim, float scale, const char *keys, int64_t stride, int64_t count,
+                        float *scores, struct ahead *ahead) {
+    for (int64_t column = 0; column < count; column += LANES) {
+        const char *key[LANES];
+        for (int c = 0; c < LANES; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
+        vector dots[LANES] = {0};
+        for (int64_t part = 0; part < dim; part += PART) {
+            vector some[LANES] = {0};
+            for (int64_t d = part; d < smaller(part + PART, dim); d += 4) {
+                if (d * 2 % LINE == 0) ask_for(ahead, LANES);
+                const vector query = *(const vector_at *)(queries + d / 4 * WIDE);
+                for (int c = 0; c < LANES; c++) {
+                    int64_t pairs;
+                    memcpy(&pairs, key[c] + d * 2, 8);
+                    some[c] = add_two_pairs(some[c], query, pairs);
+                }
+            }
+            for (int c = 0; c < LANES; c++) dots[c] += some[c];
+        }
+        for (int c = 0; c < LANES; c += 2)
+            *(vector_at *)(scores + (column + c) * LANES) = neighbours(dots[c], dots[c + 1]) * all_wide(scale);
     }
 }
 #endif
@@ -362,6 +390,10 @@ INLINE void attend_tile(const struct call *call, const struct scratch *scratch, 
     if (rows == WIDE)
         score_wide(queries, call->dim, (float)call->scale, keys + scored * key_stride, key_stride, count - scored,
                    scores + scored * WIDE, &next_values, dtype);
+#if PAIRS
+    else if (rows == LANES && dtype == BFLOAT16)
+        score_eight(queries, call->dim, (float)call->scale, keys, key_stride, count, scores, &next_values);
+#endif
     else
         score(queries, call->dim, keys, key_stride, count, scores, &next_values, rows, dtype);
     if (call->bias) add_bias(call, batch, row, from, count, scores, rows);
@@ -426,6 +458,11 @@ INLINE void pack_query_wide(const char *from, float *to, int64_t dim, int64_t ro
         for (int64_t d = 0; d < dim; d++) to[d * WIDE + row] = load_one(from + d * element_bytes(dtype), dtype);
 }
 
+/* The same for a row of a tile of eight whose numbers are multiplied in pairs. */
+INLINE void pack_query_eight(const char *from, float *to, int64_t dim, int64_t row) {
+    for (int64_t d = 0; d < dim; d += 4) memcpy(to + d / 4 * WIDE + row * 2, from + d * 2, 8);
+}
+
 static void pack_queries(const struct call *call, const struct shape *shape, int64_t batch, int64_t head,
                          float *packed) {
     const int64_t *strides = call->query_strides, size = element_bytes(call->dtype);
@@ -434,7 +471,9 @@ static void pack_queries(const struct call *call, const struct shape *shape, int
         const int64_t query_head = head * call->groups + row / call->nodes, node = row % call->nodes;
         const char *from = call->query + (batch * strides[0] + query_head * strides[1] + node * strides[2]) * size;
         const int64_t rows = tile_rows(shape->rows - (row - r), call->dtype);
-        if (rows < WIDE)
+        if (PAIRS && rows == LANES && call->dtype == BFLOAT16)
+            pack_query_eight(from, packed + (row - r) * call->dim, call->dim, r);
+        else if (rows < WIDE)
             pack_query(from, packed + row * call->dim, call->dim, all((float)call->scale), (int)call->dtype);
         else
             pack_query_wide(from, packed + (row - r) * call->dim, call->dim, r, (int)call->dtype);
