@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from specplug.hindsight import Hindsight
 from specplug.outcome import Outcome
-from specplug.row_acceptance import RowAcceptance, odds_ratio
+from specplug.row_acceptance import RowAcceptance, odds_ratio, scaled
 from specplug.streaks import Streaks
 from specplug.tree import TreeShape
 from specplug.trees.base import DEFAULT_ACCEPTANCE
@@ -67,7 +67,7 @@ class Acceptance:
         ]
         if rows:
             ratio = odds_ratio(self.rows.level(rows, pooled), pooled)
-            found = [p * ratio / (1 - p + p * ratio) for p in found]  # as many times the odds
+            found = [scaled(p, ratio) for p in found]
         return [p + (1 - p) * doubt for p in found] if doubt else found
 
     def others(self) -> list[float]:

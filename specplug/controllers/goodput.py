@@ -216,6 +216,7 @@ class Goodput(Controller):
             self._follow(outcome, draft_seconds, unread)
 
     def _follow(self, outcome: Outcome, draft_seconds: float, unread: int) -> None:
+        """What matters for when to think again is known at once, the rest is written down."""
         arm, standing = outcome.plan.arm, self._standing
         situation = situation_of(outcome)
         self._learnt.tick(situation, arm.label)

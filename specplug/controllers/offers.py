@@ -10,7 +10,7 @@ from specplug.acceptance import Acceptance
 from specplug.controllers.base import Arm
 from specplug.controllers.beliefs import Beliefs, later_of
 from specplug.controllers.option import Option, nothing
-from specplug.controllers.prices import Prices
+from specplug.controllers.prices import ABOUT, Prices
 from specplug.controllers.reading import Reading
 from specplug.controllers.rows import sizes_by_row
 from specplug.controllers.trees import (
@@ -89,7 +89,7 @@ class Offers:
         """While this stays, so does what was computed: a drafter's trees change little as long as nothing is seen of it."""
         seen, rows, room = self._beliefs.of(arm, batch.sampling), batch.rows, min(batch.room, 16)
         streak = (seen.streaks.tried, seen.streaks.taken) if arm.shape.is_chain and seen.streaks.hold(rows) else None
-        return rows, room, batch.context // 64, seen.samples, streak, round(16 * doubt)
+        return rows, room, batch.context // ABOUT, seen.samples, streak, round(16 * doubt)
 
     def _made(self, arm: Arm, batch: Batch, doubt: float, reading: float) -> Option:
         plain, seen = self._prices.plain, self._beliefs.of(arm, batch.sampling)
@@ -106,7 +106,7 @@ class Offers:
 
         def priced(trees: Sequence[Candidate]) -> Priced:
             full = self._prices.trees(arm, quote, trees)
-            return [(proposing * of + idle + read * tree.tokens, tree) for of, tree in zip(full, trees, strict=True)]
+            return [(whole(of, tree.tokens), tree) for of, tree in zip(full, trees, strict=True)]
 
         depth = min(arm.shape.depth, batch.room - 1)
         if arm.drafter.indivisible:

@@ -63,7 +63,7 @@ class Prices:
     def trees(self, arm: Arm, quote: Quote, trees: Sequence[Candidate]) -> list[float]:
         """Rounds of `quote`, which is of `arm`, in which every row gets the tree, by tree."""
         rows, steps = self._rows, _steps(arm, 1)
-        return quote.all([(rows * (tree.size + 1), steps * tree.depth) for tree in trees])
+        return quote.seconds_of([(rows * (tree.size + 1), steps * tree.depth) for tree in trees])
 
     def shared(self, arm: Arm, quote: Quote, tree: Candidate, count: int) -> float:
         """One in which all rows together verify `count` draft tokens of `tree`, and no more depth than it has."""

@@ -73,13 +73,15 @@ def climbed(
     best = pick(trees)
     begun = at
     for step in (1, -1):
-        while at + step in range(len(depths)) and (at == begun or step * (at - begun) > 0):
+        while 0 <= at + step < len(depths):
             others = within(depths[at + step])
             other = pick(others)
             # where both are the same trees, none of them as deep as it may be, it is farther down if anywhere
             if pick((best, other) if step > 0 else (other, best)) is best:
                 break
             at, trees, best = at + step, others, other
+        if at != begun:
+            break  # the other neighbour is what was left
     return trees, depths[at]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from specplug.cost.base import Load
-from specplug.cost.factors import Correction
 from specplug.cost.fitted import FittedCost
 from specplug.cost.online import OnlineCost
 from specplug.cost.scale import Scale
@@ -60,7 +59,6 @@ class Calibrated(OnlineCost):
     def observe(self, work: Scale, situation: Hashable, *seconds: float, settling: bool = False) -> None:
         if not settling and not self.settled(situation):
             surprise = math.log(max(seconds[0], 1e-9) / self.seconds(work, situation))
-            place = self.situations.setdefault(situation, Correction(self._world.value))
-            place.learn(surprise, 0.1, belief=0.0)
+            self._place(situation).learn(surprise, 0.1, belief=0.0)
             self._world.learn(surprise, 0.02, belief=0.0)
         OnlineCost.observe(self, work, situation, *seconds, settling=settling)

@@ -18,9 +18,9 @@ class Parts(NamedTuple):
     """Seconds of a round's parts, their factors included."""
 
     plain: float
-    tree: float = 0.0
-    further: float = 0.0
-    draft: float = 0.0
+    tree: float
+    further: float
+    draft: float
 
 
 class Base:
@@ -79,16 +79,16 @@ class Quote(NamedTuple):
 
     def parts(self, nodes: int, depth: int) -> Parts:
         """Of a round that verifies `nodes` over all rows, behind `depth` forwards of the draft."""
-        plain = self.scale * self.base.plain
+        plain = self.plain
         return Parts(plain, *self._beside(plain, nodes, depth))
 
     def seconds(self, nodes: int, depth: int) -> float:
         """Of such a round as a whole, with what its kind takes beside the sum of its parts."""
-        return self.all([(nodes, depth)])[0]
+        return self.seconds_of([(nodes, depth)])[0]
 
-    def all(self, rounds: Iterable[tuple[int, int]]) -> list[float]:
+    def seconds_of(self, rounds: Iterable[tuple[int, int]]) -> list[float]:
         """`seconds` of each of these, by nodes and depth."""
-        plain, work, kinds, found = self.scale * self.base.plain, self.base.work, self.kinds, []
+        plain, work, kinds, found = self.plain, self.base.work, self.kinds, []
         drafter, rows, believed = work.drafter, work.rows, 1 - self.doubt
         for nodes, depth in rounds:
             total = plain + sum(self._beside(plain, nodes, depth))

@@ -281,13 +281,17 @@ def test_a_library_whose_blocks_are_wrong_is_not_used(
 PAIR_FAULTS = {
     "even lanes twice": ("_mm512_add_epi32(even, _mm512_set1_epi32(1))", "even", "lanes.h"),
     "the first pair twice": ("_mm512_set1_epi64(pairs)", "_mm512_set1_epi32((int)pairs)", "lanes.h"),
-    "not scaled": (
-        "neighbours(dots[c], dots[c + 1]) * all_wide(scale)",
-        "neighbours(dots[c], dots[c + 1])",
+    "one column twice": (
+        "neighbours(dots[2 * c], dots[2 * c + 1])",
+        "neighbours(dots[2 * c], dots[2 * c])",
         "tree_attention.c",
     ),
     "rows side by side": ("to + d / 4 * WIDE + row * 2,", "to + d / 4 * WIDE + row,", "tree_attention.c"),
-    "another column": ("memcpy(&pairs, key[c] + d * 2, 8);", "memcpy(&pairs, key[0] + d * 2, 8);", "tree_attention.c"),
+    "another column": (
+        "memcpy(&pairs, key[c] + offset + d * 2, 8);",
+        "memcpy(&pairs, key[0] + offset + d * 2, 8);",
+        "tree_attention.c",
+    ),
 }
 
 

@@ -77,6 +77,10 @@ INLINE int64_t tile_rows(int64_t left, int64_t dtype) {
     return left >= 7 ? 8 : left >= 3 ? 4 : left;
 }
 
+/* Whether the rows of such a tile lie in lanes from the dot products on: sixteen in one each, eight of bfloat16 that is multiplied in
+   pairs in two each. */
+INLINE int in_lanes(int64_t rows, int64_t dtype) { return rows == WIDE || (PAIRS && rows == LANES && dtype == BFLOAT16); }
+
 /* ---- Arithmetic on vectors. ---- */
 
 /* e^x for x <= 0, to 3e-7 of it; exactly 0 below -87 (so that what is hidden has no weight), NaN for NaN. The coefficients are
@@ -204,40 +208,26 @@ INLINE void multiply_pairs(vector dots[LANES], const float *queries, int64_t dim
         }
     }
 }
-#endif
 
-#if PAIRS
-/* scores[column][8] = scale * queries . keys of bfloat16 for a tile of eight, whose rows have two lanes each: four numbers of a key are
-   one product. A last group that is not whole repeats the last column; not more than 64 numbers at a time, as in `score_wide`. */
-INLINE void score_eight(const float *queries, int64_t dim, float scale, const char *keys, int64_t stride, int64_t count,
-                        float *scores, struct ahead *ahead) {
-    for (int64_t column = 0; column < count; column += LANES) {
-        const char *key[LANES];
-        for (int c = 0; c < LANES; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
-        vector dots[LANES] = {0};
-        for (int64_t part = 0; part < dim; part += PART) {
-            vector some[LANES] = {0};
-            for (int64_t d = part; d < smaller(part + PART, dim); d += 4) {
-                if (d * 2 % LINE == 0) ask_for(ahead, LANES);
-                const vector query = *(const vector_at *)(queries + d / 4 * WIDE);
-                for (int c = 0; c < LANES; c++) {
-                    int64_t pairs;
-                    memcpy(&pairs, key[c] + d * 2, 8);
-                    some[c] = add_two_pairs(some[c], query, pairs);
-                }
-            }
-            for (int c = 0; c < LANES; c++) dots[c] += some[c];
+/* The same for a tile of eight, whose rows have two lanes each: four numbers of a key and of every query make one product. */
+INLINE void multiply_fours(vector dots[LANES], const float *queries, int64_t dim, const char *const key[LANES],
+                           int64_t offset, struct ahead *ahead) {
+    for (int64_t d = 0; d < dim; d += 4) {
+        if (d * 2 % LINE == 0) ask_for(ahead, LANES);
+        const vector query = *(const vector_at *)(queries + d / 4 * WIDE);
+        for (int c = 0; c < LANES; c++) {
+            int64_t pairs;
+            memcpy(&pairs, key[c] + offset + d * 2, 8);
+            dots[c] = add_two_pairs(dots[c], query, pairs);
         }
-        for (int c = 0; c < LANES; c += 2)
-            *(vector_at *)(scores + (column + c) * LANES) = neighbours(dots[c], dots[c + 1]) * all_wide(scale);
     }
 }
 #endif
 
-/* scores[column][16] = scale * queries . keys. A last group that is not whole repeats the last column. A lane adds up all of a head by
-   itself: not more than 64 numbers at a time, or long heads would be less exact than in the other tiles. */
+/* scores[column][rows] = scale * queries . keys where rows lie in lanes. A last group that is not whole repeats the last column. A lane adds
+   up all of a head, or half of it, by itself: not more than 64 numbers at a time, or long heads would be less exact than in the other tiles. */
 INLINE void score_wide(const float *queries, int64_t dim, float scale, const char *keys, int64_t stride, int64_t count,
-                       float *scores, struct ahead *ahead, int dtype) {
+                       float *scores, struct ahead *ahead, int rows, int dtype) {
     for (int64_t column = 0; column < count; column += LANES) {
         const char *key[LANES];
         for (int c = 0; c < LANES; c++) key[c] = keys + smaller(column + c, count - 1) * stride;
@@ -245,14 +235,21 @@ INLINE void score_wide(const float *queries, int64_t dim, float scale, const cha
         for (int64_t d = 0; d < dim; d += PART) {
             vector some[LANES] = {0};
 #if PAIRS
-            if (dtype == BFLOAT16)
+            if (rows == LANES)
+                multiply_fours(some, queries + d / 4 * WIDE, smaller(PART, dim - d), key, d * 2, ahead);
+            else if (dtype == BFLOAT16)
                 multiply_pairs(some, queries + d / 2 * WIDE, smaller(PART, dim - d), key, d * 2, ahead);
             else
 #endif
                 multiply_wide(some, queries + d * WIDE, smaller(PART, dim - d), key, d * element_bytes(dtype), ahead, dtype);
             for (int c = 0; c < LANES; c++) dots[c] += some[c];
         }
-        for (int c = 0; c < LANES; c++) *(vector_at *)(scores + (column + c) * WIDE) = dots[c] * all_wide(scale);
+#if PAIRS
+        if (rows == LANES) /* two columns a vector */
+            for (int c = 0; c < LANES / 2; c++) dots[c] = neighbours(dots[2 * c], dots[2 * c + 1]);
+#endif
+        for (int c = 0; c < LANES * rows / WIDE; c++)
+            *(vector_at *)(scores + column * rows + c * WIDE) = dots[c] * all_wide(scale);
     }
 }
 
@@ -387,13 +384,9 @@ INLINE void attend_tile(const struct call *call, const struct scratch *scratch, 
     if (rows == WIDE && dtype == BFLOAT16 && scratch->in_blocks)
         scored = score_blocks(queries, call->dim, (float)call->scale, keys, key_stride, count, scores, &next_values);
 #endif
-    if (rows == WIDE)
+    if (in_lanes(rows, dtype))
         score_wide(queries, call->dim, (float)call->scale, keys + scored * key_stride, key_stride, count - scored,
-                   scores + scored * WIDE, &next_values, dtype);
-#if PAIRS
-    else if (rows == LANES && dtype == BFLOAT16)
-        score_eight(queries, call->dim, (float)call->scale, keys, key_stride, count, scores, &next_values);
-#endif
+                   scores + scored * rows, &next_values, rows, dtype);
     else
         score(queries, call->dim, keys, key_stride, count, scores, &next_values, rows, dtype);
     if (call->bias) add_bias(call, batch, row, from, count, scores, rows);
@@ -471,10 +464,10 @@ static void pack_queries(const struct call *call, const struct shape *shape, int
         const int64_t query_head = head * call->groups + row / call->nodes, node = row % call->nodes;
         const char *from = call->query + (batch * strides[0] + query_head * strides[1] + node * strides[2]) * size;
         const int64_t rows = tile_rows(shape->rows - (row - r), call->dtype);
-        if (PAIRS && rows == LANES && call->dtype == BFLOAT16)
-            pack_query_eight(from, packed + (row - r) * call->dim, call->dim, r);
-        else if (rows < WIDE)
+        if (!in_lanes(rows, call->dtype))
             pack_query(from, packed + row * call->dim, call->dim, all((float)call->scale), (int)call->dtype);
+        else if (rows == LANES)
+            pack_query_eight(from, packed + (row - r) * call->dim, call->dim, r);
         else
             pack_query_wide(from, packed + (row - r) * call->dim, call->dim, r, (int)call->dtype);
         r = r + 1 < rows ? r + 1 : 0;
